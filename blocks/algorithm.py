@@ -1,0 +1,242 @@
+"""The algorithm interface: what a node is, what it may see, and what it answers.
+
+An algorithm is a frozen dataclass of hyper-parameters with two pure functions, ``init``
+and ``step``. The same object runs synchronously and asynchronously: when a step is
+taken, and which loss record it folds, is the harness's business, never the algorithm's.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from blocks.partition import Block
+
+
+class Information(enum.Flag):
+    """What a node may use; the oracle and the observation refuse everything else."""
+
+    NOTHING = 0
+    SHARED_LOSS = enum.auto()
+    PER_SAMPLE_LOSS = enum.auto()
+    OWN_ACTIVATIONS = enum.auto()
+    OUTPUT_ERROR = enum.auto()
+    LOSS_ORACLE = enum.auto()
+    GRADIENT_ORACLE = enum.auto()
+    JACOBIAN_ORACLE = enum.auto()
+    NEIGHBOURS = enum.auto()
+
+
+class Combine(enum.Enum):
+    """How the nodes' answers become the parameter vector that is scored."""
+
+    JOIN = "join"
+    MEAN = "mean"
+    BEST = "best"
+    PER_NODE = "per-node"
+
+
+class InformationError(PermissionError):
+    """An algorithm asked for something that its ``information`` does not declare."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossRecord:
+    """One published global loss: host numbers only, the sole content of the shared Variable.
+
+    ``steps[i]`` is the step of node i whose point was scored, so that a node attributes
+    the losses to the right one of its own past points.
+    """
+
+    run_id: str
+    version: int  # publication count, from 0 (the initial parameters)
+    losses: tuple[float, ...]  # (K,) one per joint probe; K = 1 without probes
+    steps: tuple[int, ...]  # (n_nodes,)
+    subset: int = 0  # which draw of the scoring subset the losses belong to
+
+    @property
+    def loss(self) -> float:
+        """Mean of the K losses."""
+        return float(np.mean(self.losses))
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a node hands to the scorer after a step.
+
+    ``point`` is what is scored (with probes: the centre they are drawn around);
+    ``answer`` is what the node stands for when the network is evaluated or exported
+    (``None``: the point). Probe directions never travel: they are rebuilt from (run
+    seed, node, step).
+    """
+
+    point: Tensor  # (d,) float32
+    answer: Tensor | None = None  # (d,) float32
+    probe_std: float = (
+        0.0  # standard deviation of the probes around ``point``; 0 = no probes
+    )
+    buffers: Tensor | None = (
+        None  # (B,) float buffers (normalisation statistics), if trained
+    )
+
+    @property
+    def solution(self) -> Tensor:
+        """(d,) the parameters this node stands for."""
+        return self.point if self.answer is None else self.answer
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all arrays in the message."""
+        tensors = (self.point, self.answer, self.buffers)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+    def to_log(self) -> dict[str, Any]:
+        """Loggable description without arrays."""
+        return {
+            "size": self.point.numel(),
+            "probe_std": self.probe_std,
+            "bytes": self.n_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Who is asking: the node's place among its peers and the parameters it owns."""
+
+    index: int
+    n_nodes: int
+    block: Block | None = None  # None: the node holds a replica of the whole network
+    seed: int = 0  # the run's seed, for probes that the scorer must rebuild
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a node is shown at one step; fields that are not declared raise when read.
+
+    ``step`` is the node's own update count before this step: step k of a synchronous
+    run folds version k and yields point k + 1.
+    """
+
+    step: int
+    n_steps: int  # planned steps of this node (for schedules); 0 = open-ended
+    allowed: Information
+    _record: LossRecord | None = None
+    _inbox: Mapping[int, Message] = field(default_factory=dict)
+
+    @property
+    def record(self) -> LossRecord:
+        """The loss record folded by this step."""
+        if not self.allowed & (Information.SHARED_LOSS | Information.PER_SAMPLE_LOSS):
+            raise InformationError(
+                "`observation.record` must be declared as `Information.SHARED_LOSS`; "
+                f"got {self.allowed}. Add the flag to the algorithm's `information`."
+            )
+        if self._record is None:
+            raise ValueError(
+                "`observation.record` must be set by the harness; got None."
+            )
+        return self._record
+
+    @property
+    def inbox(self) -> Mapping[int, Message]:
+        """The newest message of each in-neighbour."""
+        if not self.allowed & Information.NEIGHBOURS:
+            raise InformationError(
+                "`observation.inbox` must be declared as `Information.NEIGHBOURS`; "
+                f"got {self.allowed}. Add the flag to the algorithm's `information`."
+            )
+        return self._inbox
+
+
+@runtime_checkable
+class Oracle(Protocol):
+    """What a node may ask of model and data (``blocks/oracle.py`` enforces and counts)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where parameters, windows and data live."""
+
+    def loss(self, params: Tensor) -> float:
+        """Mean loss on the node's own minibatch (needs ``LOSS_ORACLE``)."""
+
+    def gradient(self, params: Tensor, buffers: Tensor | None) -> Gradient:
+        """Gradient on the node's own minibatch (needs ``GRADIENT_ORACLE``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """Answer of a gradient oracle."""
+
+    loss: float
+    gradient: Tensor  # (P,)
+    buffers: Tensor | None  # (B,) float buffers after the training-mode pass
+
+
+S = TypeVar("S")
+
+
+class Algorithm(Protocol[S]):
+    """The contract every entry of ``blocks.ALGORITHMS`` fulfils.
+
+    Class attributes: ``kind`` (registry name; also a ``Literal`` field of the
+    dataclass), ``information``, ``combine``, ``modes`` (subset of ``{"sync",
+    "async"}``), ``paper`` (one line), ``blockwise`` (one node per block, else one node
+    per replica), ``scored`` (whether steps fold a published loss), ``defaults``
+    (settings of the harness that suit it, such as ``loss_samples``),
+    ``__pydantic_config__ = {"extra": "forbid"}``.
+
+    ``init`` and ``step`` are pure: no I/O, no clock, no global generator; inputs are
+    not modified; same inputs give the same outputs bit for bit. States are frozen
+    dataclasses whose fields are tensors, numpy arrays, numbers, strings, None, tuples
+    of these, or other frozen dataclasses, so that a checkpoint needs arrays and JSON
+    only.
+    """
+
+    kind: str
+    information: ClassVar[Information]
+    combine: ClassVar[Combine]
+    modes: ClassVar[frozenset[str]]
+    paper: ClassVar[str]
+    blockwise: ClassVar[bool]
+    scored: ClassVar[bool]
+    defaults: ClassVar[Mapping[str, Any]]
+
+    @property
+    def n_probes(self) -> int:
+        """K, joint probes scored per version (1 = the joined point itself)."""
+
+    def init(
+        self, node: Node, params: Tensor, oracle: Oracle, rng: np.random.Generator
+    ) -> tuple[S, Message]:
+        """State and first message (step 0) of a node that starts from ``params``."""
+
+    def step(
+        self,
+        state: S,
+        observation: Observation,
+        oracle: Oracle,
+        rng: np.random.Generator,
+    ) -> tuple[S, Message]:
+        """New state and message after folding what ``observation`` shows."""
+
+
+def step_rng(seed: int, node: int, step: int, purpose: int = 0) -> np.random.Generator:
+    """Counter-based generator of one (run seed, node, step): a retried step repeats itself.
+
+    Parameters
+    ----------
+    seed : int — run seed, 0 ≤ seed < 2**63.
+    node, step : int — node index and its own step; step −1 is ``init``.
+    purpose : int — separates independent streams of one step (0 = the step itself,
+        1 = its probes).
+    """
+    key = np.array([seed, (purpose << 32) | node], dtype=np.uint64)
+    counter = np.array([0, 0, 0, step + 1], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))

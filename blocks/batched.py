@@ -1,0 +1,128 @@
+"""Batched forms: the logits of many parameter vectors on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from blocks.layout import Layout
+
+Form = Literal["auto", "loop", "vmap", "bmm"]
+
+_ELEMENTWISE = (
+    nn.ReLU,
+    nn.Tanh,
+    nn.GELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.ELU,
+    nn.LeakyReLU,
+    nn.Softplus,
+    nn.Identity,
+    nn.Dropout,  # the identity in evaluation mode, the only mode of these forms
+)
+
+
+def best_form(module: nn.Module, device_type: str, n_probes: int) -> Form:
+    """Return the fastest form for a module: a fixed table, never a timing.
+
+    A run's numbers depend on the form, so the choice must not depend on a machine's
+    mood. TABLE
+    """
+    if n_probes == 1:
+        return "loop"
+    if is_perceptron(module):
+        return "bmm"
+    return "loop" if device_type == "cpu" else "vmap"
+
+
+def check_form(form: str, module: nn.Module) -> None:
+    """Check that a form is known and suits the module.
+
+    Raises
+    ------
+    ValueError — if it is unknown, or "bmm" for a module that is no plain perceptron.
+    """
+    if form not in get_args(Form):
+        allowed = ", ".join(f'"{name}"' for name in get_args(Form))
+        raise ValueError(f"`form` must be one of {allowed}; got {form!r}. Choose one.")
+    if form == "bmm" and not is_perceptron(module):
+        raise ValueError(
+            '`form` = "bmm" must be given a sequence of one Flatten, then Linear and '
+            f'elementwise layers; got {type(module).__name__}. Use "auto" or "loop".'
+        )
+
+
+def is_perceptron(module: nn.Module) -> bool:
+    """Return whether a module is Flatten, then Linear and elementwise layers."""
+    parts = list(_leaves(module))
+    return (
+        isinstance(module, nn.Sequential)
+        and len(parts) >= 2
+        and isinstance(parts[0], nn.Flatten)
+        and (parts[0].start_dim, parts[0].end_dim) == (1, -1)
+        and any(type(part) is nn.Linear for part in parts)
+        and all(type(part) in (nn.Linear, *_ELEMENTWISE) for part in parts[1:])
+        and all(parameter.requires_grad for parameter in module.parameters())
+    )
+
+
+def vmap_logits(module: nn.Module, layout: Layout, thetas: Tensor, x: Tensor) -> Tensor:
+    """(K, n, n_classes) logits by ``torch.func.vmap`` over parameter vectors."""
+
+    def one(theta: Tensor) -> Tensor:
+        named = {s.name: theta[s.start : s.stop].view(s.shape) for s in layout.segments}
+        logits: Tensor = functional_call(module, named, (x,))
+        return logits
+
+    many: Tensor = vmap(one)(thetas)
+    return many.contiguous()
+
+
+def bmm_logits(module: nn.Module, layout: Layout, thetas: Tensor, x: Tensor) -> Tensor:
+    """(K, n, n_classes) logits of a perceptron by explicit batched products.
+
+    Activations are kept as (K, units, n). The first layer's inputs are the same for all
+    K, so that its K products are one: (K·units, inputs) × (inputs, n).
+    """
+    # K vectors, n samples, o outputs, i inputs of a layer
+    places = {segment.name: segment for segment in layout.segments}
+    names = {id(p): name for name, p in module.named_parameters()}
+
+    def values(parameter: Tensor) -> Tensor:
+        place = places[names[id(parameter)]]
+        return thetas[:, place.start : place.stop].view(-1, *place.shape)
+
+    n_thetas = thetas.shape[0]
+    shared = x.flatten(1).T  # (i, n)
+    hidden: Tensor | None = None  # (K, o, n)
+    for part in _leaves(module):
+        if not isinstance(part, nn.Linear):
+            if hidden is not None:
+                hidden = part(hidden)
+            elif not isinstance(part, nn.Flatten):
+                shared = part(shared)
+            continue
+        weight = values(part.weight)  # (K, o, i)
+        if hidden is None:
+            stacked = weight.reshape(-1, weight.shape[2])  # a copy: (K·o, i)
+            hidden = (stacked @ shared).view(n_thetas, -1, shared.shape[1])
+        else:
+            hidden = torch.bmm(weight, hidden)
+        if part.bias is not None:
+            hidden += values(part.bias).unsqueeze(2)
+    assert hidden is not None, "a perceptron has a linear layer"
+    return hidden.transpose(1, 2).contiguous()
+
+
+def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+    """Modules of nested sequences in the order in which they are applied."""
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            yield from _leaves(part)
+    else:
+        yield module

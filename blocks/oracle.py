@@ -1,0 +1,90 @@
+"""What a node may ask of model and data: guarded by its ``information``, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from blocks.algorithm import Gradient, Information, InformationError
+from blocks.forward import FlatModel
+from blocks.losses import LossFunction
+
+Minibatch = Callable[[int], tuple[Tensor, Tensor]]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one node, or a whole run, has used so far."""
+
+    n_loss_evals: int = 0
+    n_gradient_evals: int = 0
+    n_samples: int = 0
+    bytes_moved: int = 0
+
+    def add(self, other: Counters) -> None:
+        """Add ``other`` in place."""
+        self.n_loss_evals += other.n_loss_evals
+        self.n_gradient_evals += other.n_gradient_evals
+        self.n_samples += other.n_samples
+        self.bytes_moved += other.bytes_moved
+
+
+@dataclass(slots=True)
+class GuardedOracle:
+    """Answers one node at one step, only within ``allowed``; every answer is counted.
+
+    Parameters
+    ----------
+    allowed : Information — the algorithm's declaration.
+    model : FlatModel — the network on this process's device.
+    loss_function : per-sample loss, (logits, targets) → (n,).
+    minibatch : step → (inputs (b, C, H, W), targets (b,)) of the node's own shard.
+    step : int — the node's own step, which selects the minibatch.
+
+    Raises
+    ------
+    InformationError — on a question that ``allowed`` does not cover.
+    """
+
+    allowed: Information
+    model: FlatModel
+    loss_function: LossFunction
+    minibatch: Minibatch
+    step: int
+    counters: Counters = field(default_factory=Counters)
+
+    @property
+    def device(self) -> torch.device:
+        """Where parameters, windows and data live."""
+        return self.model.device
+
+    def _require(self, flag: Information) -> None:
+        if not self.allowed & flag:
+            raise InformationError(
+                f"`oracle` must not be asked for {flag.name}; the algorithm declares "
+                f"{self.allowed}. Add the flag to its `information`."
+            )
+
+    def loss(self, params: Tensor) -> float:
+        """Mean loss of ``params`` (P,) on the node's own minibatch of this step."""
+        self._require(Information.LOSS_ORACLE)
+        inputs, targets = self.minibatch(self.step)
+        with torch.no_grad():
+            losses = self.loss_function(self.model.forward(params, inputs), targets)
+        self.counters.n_loss_evals += 1
+        self.counters.n_samples += len(targets)
+        return float(losses.double().mean())
+
+    def gradient(self, params: Tensor, buffers: Tensor | None) -> Gradient:
+        """Gradient of the mean loss on the node's own minibatch, in training mode."""
+        self._require(Information.GRADIENT_ORACLE)
+        inputs, targets = self.minibatch(self.step)
+        loss, gradient, new_buffers = self.model.gradient(
+            params, inputs, targets, self.loss_function, buffers
+        )
+        self.counters.n_gradient_evals += 1
+        self.counters.n_samples += len(targets)
+        return Gradient(loss, gradient, new_buffers)

@@ -1,0 +1,110 @@
+"""Joint probes: seeded antithetic perturbations, rebuilt wherever they are needed."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blocks.algorithm import step_rng
+
+ProbeKind = Literal["sign", "gaussian"]
+
+_PURPOSE = 1  # the stream of `step_rng` that is kept for probes
+
+
+def directions(
+    seed: int,
+    node: int,
+    step: int,
+    n_pairs: int,
+    size: int,
+    kind: ProbeKind = "sign",
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the unit-variance directions of a node's probes at one of its steps.
+
+    Directions are a function of the arguments alone and never travel: the scorer and
+    the node that owns the block call this with the same numbers. They are drawn on the
+    host, so that CPU and GPU runs share them.
+
+    Parameters
+    ----------
+    seed : int — run seed.
+    node, step : int — node index and the node's own step that announced the point.
+    n_pairs : int — antithetic pairs, K = 2·n_pairs probes.
+    size : int — d, parameters of the node's block.
+    kind : "sign" (±1 with equal odds) or "gaussian" (standard normal).
+    device : where the result lives.
+
+    Returns
+    -------
+    (n_pairs, d) float32 — independent entries of mean 0 and variance 1.
+
+    Raises
+    ------
+    ValueError — if ``n_pairs`` or ``size`` is not positive, or ``kind`` is unknown.
+    """
+    if n_pairs < 1 or size < 1:
+        raise ValueError(
+            f"`n_pairs` and `size` must be at least 1; got {n_pairs} and {size}. "
+            "Score the point itself where no probes are wanted."
+        )
+    rng = step_rng(seed, node, step, purpose=_PURPOSE)
+    if kind == "sign":
+        values = _signs(rng, n_pairs, size)
+    elif kind == "gaussian":
+        values = rng.standard_normal((n_pairs, size), dtype=np.float32)
+    else:
+        allowed = ", ".join(f'"{name}"' for name in get_args(ProbeKind))
+        raise ValueError(f"`kind` must be one of {allowed}; got {kind!r}. Choose one.")
+    # A copy into torch's own memory: the same alignment in every process.
+    return torch.empty((n_pairs, size), device=device).copy_(torch.from_numpy(values))
+
+
+def probe_points(point: Tensor, std: float, dirs: Tensor) -> Tensor:
+    """Return the antithetic probes around a point, in the order +0, −0, +1, −1, ….
+
+    Row 2i is ``point + std·dirs[i]`` and row 2i + 1 is ``point − std·dirs[i]``, so the
+    losses of a record are read as ``losses[0::2]`` and ``losses[1::2]``.
+
+    Parameters
+    ----------
+    point : (d,) float32 — centre of the probes.
+    std : float — standard deviation of a probe's coordinates, same unit as ``point``.
+    dirs : (n_pairs, d) float32 — unit-variance directions on the device of ``point``.
+
+    Returns
+    -------
+    (2·n_pairs, d) float32 — new tensor; inputs unchanged.
+
+    Raises
+    ------
+    ValueError — if the shapes of ``point`` and ``dirs`` do not match.
+    """
+    if point.ndim != 1 or dirs.ndim != 2 or dirs.shape[1] != point.shape[0]:
+        raise ValueError(
+            "`dirs` must have shape (n_pairs, d) for a `point` of shape (d,); "
+            f"got {tuple(dirs.shape)} and {tuple(point.shape)}. "
+            "Draw them with `directions`."
+        )
+    offsets = dirs * std
+    points = torch.empty(
+        (2 * dirs.shape[0], point.shape[0]), dtype=point.dtype, device=point.device
+    )
+    torch.add(point, offsets, out=points[0::2])
+    torch.sub(point, offsets, out=points[1::2])
+    return points
+
+
+def _signs(rng: np.random.Generator, n_rows: int, size: int) -> np.ndarray:
+    """(n_rows, size) float32 of ±1: one random bit an entry, rows start at a byte."""
+    row_bytes = -(-size // 8)
+    raw = np.frombuffer(rng.bytes(n_rows * row_bytes), dtype=np.uint8)
+    bits = np.unpackbits(raw.reshape(n_rows, row_bytes), axis=1, count=size)
+    signs = bits.astype(np.float32)
+    signs *= 2.0
+    signs -= 1.0
+    return signs

@@ -1,0 +1,109 @@
+"""``ndcao compare``, ``algorithms`` and ``doctor``: pages and tables for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli_runs import Json, Results
+from flows.console import make_table, note, out, print_error, print_json
+from flows.environment import default_results
+from flows.errors import EXIT_FAILED
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Two or more runs: ids or stores.", show_default=False),
+    ],
+    report: Annotated[
+        Path, typer.Option("--out", help="The page to write; opens with no network.")
+    ] = Path("report.html"),
+    results: Results = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs: a table here, and one page with their curves.
+
+    Curves are drawn against updates, samples scored and wall time: synchronous and
+    asynchronous runs look different on each.
+
+    [bold]Examples[/bold]
+    $ ndcao compare RUN RUN
+    $ ndcao compare results/default/*.zarr --out report.html
+    """
+    from flows.outcome import stores_of
+    from pipeline.compare import combine_runs, summary_table
+    from pipeline.report import write_report
+
+    folder = default_results() if results is None else results
+    combined = combine_runs(stores_of(runs, folder))
+    table = summary_table(combined)
+    page = write_report(combined, report)
+    rows = table.reset_index().to_dict(orient="records")
+    if as_json:
+        print_json({"report": str(page), "runs": rows})
+        return
+    from flows.tables import comparison_table
+
+    out.print(comparison_table(rows))
+    note(f"curves: {page}")
+
+
+def algorithms(as_json: Json = False) -> None:
+    """List the training algorithms: what they may see, their modes and their paper.
+
+    [bold]Examples[/bold]
+    $ ndcao algorithms
+    """
+    from flows.tables import ALGORITHM_COLUMNS, algorithm_rows
+
+    rows = algorithm_rows()
+    if as_json:
+        print_json({"algorithms": rows})
+        return
+    columns = list(ALGORITHM_COLUMNS)
+    out.print(make_table(columns, ([row[c] for c in columns] for row in rows)))
+
+
+def doctor(
+    address: Annotated[
+        str | None,
+        typer.Option(help="Scheduler to reach: tcp://host:8786.", show_default=False),
+    ] = None,
+    scheduler_file: Annotated[
+        Path | None,
+        typer.Option(help="Scheduler file to read.", show_default=False),
+    ] = None,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds to wait for a server.")
+    ] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Check the installation: versions, devices, folders, servers.
+
+    Exit code 1 when something must be mended before ndcao can work.
+
+    [bold]Examples[/bold]
+    $ ndcao doctor
+    $ ndcao doctor --address tcp://cluster:8786
+    """
+    from flows.doctor import diagnose
+
+    checks = diagnose(
+        address=address,
+        scheduler_file=scheduler_file,
+        timeout_s=timeout_s,
+    )
+    failed = [check for check in checks if check.verdict == "fail"]
+    if as_json:
+        print_json({"ok": not failed, "checks": [check.to_dict() for check in checks]})
+    else:
+        from flows.tables import check_table
+
+        out.print(check_table(checks))
+    if failed:
+        names = ", ".join(check.name for check in failed)
+        print_error(f"{len(failed)} of {len(checks)} checks failed: {names}.")
+        raise typer.Exit(EXIT_FAILED)

@@ -1,0 +1,1 @@
+"""Data, cluster, harness, evaluation, results, comparison; knows no Prefect."""

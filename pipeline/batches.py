@@ -1,0 +1,155 @@
+"""Deterministic minibatches and evaluation shards, resident in each process."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blocks.algorithm import step_rng
+from pipeline.config import RunConfig
+from pipeline.data_store import DataStore
+
+Split = Literal["loss", "train", "val", "test"]
+
+TRAIN_LOSS_SAMPLES = (
+    20_000  # samples behind a reported `train_loss`, the same for all runs
+)
+_SUBSET, _SHARD, _EPOCH = 2, 3, 4  # streams of `step_rng`
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """A split as stored: uint8 (or float32) images and int64 labels on the device."""
+
+    images: Tensor  # (n, C, H, W)
+    labels: Tensor  # (n,)
+
+
+_IMAGES: OrderedDict[tuple[str, str, str], _Images] = OrderedDict()
+_LOCK = threading.Lock()
+_KEPT = 8  # splits a process keeps
+
+
+def resident(store: DataStore, split: str, device: torch.device) -> _Images:
+    """This process's copy of a split, read and verified on first use."""
+    key = (store.content_sha256, split, str(device))
+    with _LOCK:
+        if key not in _IMAGES:
+            images, labels = store.load(split)
+            _IMAGES[key] = _Images(
+                torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+            )
+        _IMAGES.move_to_end(key)
+        while len(_IMAGES) > _KEPT:
+            _IMAGES.popitem(last=False)
+        return _IMAGES[key]
+
+
+class ResidentData:
+    """Batches of one run, as standardised float32 tensors (n, C, H, W) and int64 labels.
+
+    Splits: ``loss`` (the scoring subset: ``loss_samples`` training samples drawn from
+    the run's seed, draw ``subset``), ``train`` (a fixed, evenly spaced part of the
+    training samples, for reporting), ``val`` and ``test`` (whole). Each is cut into
+    ``n_shards`` contiguous shards, and a shard into batches of ``batch_size``: shapes
+    never depend on the number of workers.
+    """
+
+    def __init__(
+        self, store: DataStore, config: RunConfig, device: torch.device
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._device = device
+        scale = store.pixel_scale
+        shape = (-1, 1, 1)
+        self._mean = (
+            torch.tensor(store.mean, device=device).float().reshape(shape) * scale
+        )
+        self._std = (
+            torch.tensor(store.std, device=device).float().reshape(shape) * scale
+        )
+        self.n_train = store.n_train
+        self.n_loss = self.count(store, config)
+        self._ready: OrderedDict[tuple[str, int, int], list[tuple[Tensor, Tensor]]]
+        self._ready = OrderedDict()
+        self._lock = threading.Lock()
+        self._order: tuple[tuple[int, int, int], np.ndarray] | None = None
+
+    @staticmethod
+    def count(store: DataStore, config: RunConfig) -> int:
+        """Samples behind one loss value: ``loss_samples``, or all there are."""
+        return min(config.loss_samples or store.n_train, store.n_train)
+
+    def _take(self, split: str, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        source = resident(
+            self._store, "train" if split == "loss" else split, self._device
+        )
+        index = torch.from_numpy(indices).to(self._device)
+        inputs = source.images[index].float()
+        inputs -= self._mean
+        inputs /= self._std
+        return inputs, source.labels[index]
+
+    def indices(self, split: Split, subset: int = 0) -> np.ndarray:
+        """Sample indices (n,) int64 of a split, in the order they are scored."""
+        if split == "loss":
+            rng = step_rng(self._config.seed, 0, subset, purpose=_SUBSET)
+            return np.sort(rng.permutation(self.n_train)[: self.n_loss])
+        if split == "train":
+            n = min(self.n_train, TRAIN_LOSS_SAMPLES)
+            return np.arange(n, dtype=np.int64) * self.n_train // n
+        n = self._store.n_val if split == "val" else self._store.n_test
+        return np.arange(n, dtype=np.int64)
+
+    def batches(
+        self, split: Split, shards: Iterable[int], subset: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of some shards, in shard order."""
+        for shard in shards:
+            yield from self._shard(split, shard, subset)
+
+    def _shard(
+        self, split: Split, shard: int, subset: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        key = (split, shard, subset)
+        with self._lock:
+            if key not in self._ready:
+                part = np.array_split(
+                    self.indices(split, subset), self._config.n_shards
+                )[shard]
+                size = self._config.batch_size
+                cuts = range(0, len(part), size)
+                self._ready[key] = [self._take(split, part[i : i + size]) for i in cuts]
+                old = [k for k in self._ready if k[0] == "loss" and k[2] < subset - 1]
+                for stale in old:
+                    del self._ready[stale]
+            return self._ready[key]
+
+    def minibatch(
+        self, node: int, n_nodes: int, step: int, batch_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the minibatch of one node at one of its steps.
+
+        A node owns every n_nodes-th sample of a seeded shuffle; each epoch it walks
+        them in a fresh order, dropping the incomplete last minibatch.
+        """
+        own = self.n_train // n_nodes
+        size = min(batch_size, own)
+        epoch, position = divmod(step, own // size)
+        if self._order is None or self._order[0] != (node, n_nodes, epoch):
+            shuffled = step_rng(self._config.seed, 0, 0, _SHARD).permutation(
+                self.n_train
+            )
+            mine = shuffled[node::n_nodes][:own]
+            order = step_rng(self._config.seed, node, epoch, _EPOCH).permutation(own)
+            self._order = ((node, n_nodes, epoch), mine[order])
+        indices = self._order[1][position * size : (position + 1) * size]
+        return self._take("train", indices)

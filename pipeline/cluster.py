@@ -1,0 +1,198 @@
+"""The only file that knows local, address, scheduler file and CUDA clusters."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
+
+from pipeline.config import ClusterConfig
+from pipeline.mailbox import MailboxPlugin
+
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": 50,  # deaths a run survives, not a task's fault
+    "distributed.admin.large-graph-warning-threshold": "200MB",
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+}
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """An open Dask cluster: its client, and how many workers a run may use."""
+
+    client: Client
+    config: ClusterConfig
+
+    @property
+    def dashboard(self) -> str | None:
+        """Address of the Dask dashboard, if it runs."""
+        return self.client.dashboard_link if self.config.dashboard else None
+
+    def workers(self) -> dict[str, str]:
+        """Address → name of the workers a run may use now, in order of name."""
+        info = self.client.scheduler_info(n_workers=-1)["workers"]
+        resource = self.config.resource
+        usable = {
+            address: str(worker.get("name", address))
+            for address, worker in info.items()
+            if resource is None or worker.get("resources", {}).get(resource, 0) >= 1
+        }
+        ordered = sorted(usable.items(), key=lambda item: (len(item[1]), item[1]))
+        return dict(ordered)
+
+    def wait_for_workers(self, n: int = 1) -> list[str]:
+        """Addresses of the workers a run may use, ``cluster.workers`` at most.
+
+        Waits up to ``start_timeout_s`` for ``n`` of them.
+
+        Raises
+        ------
+        RuntimeError — if fewer have come, or none has the wanted resource.
+        """
+        deadline = time.monotonic() + self.config.start_timeout_s
+        while True:
+            found = list(self.workers())
+            if len(found) >= n:
+                return found[: self.config.workers]
+            everyone = self.client.scheduler_info(n_workers=-1)["workers"]
+            if self.config.resource and len(everyone) >= n:
+                has = sorted(
+                    {r for w in everyone.values() for r in w.get("resources", {})}
+                )
+                raise RuntimeError(
+                    f"`cluster.resource` must be offered by at least {n} worker(s); nobody "
+                    f"offers {self.config.resource!r}, they offer {has or 'none'}. Start "
+                    f'workers with --resources "{self.config.resource}=1".'
+                )
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"`cluster` must have at least {n} worker(s); got {len(found)} after "
+                    f"{self.config.start_timeout_s:g} s. Start workers, or raise "
+                    "cluster.start_timeout_s."
+                )
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def open_cluster(config: ClusterConfig, device: str = "cpu") -> Iterator[Cluster]:
+    """Open (and close, if it was ours) the Dask cluster that ``config`` describes.
+
+    Local clusters run one single-threaded worker process per worker, one per GPU where
+    ``device`` is cuda, with ``CUDA_VISIBLE_DEVICES`` set for each. An address or a
+    scheduler file connects to a running cluster and leaves it running.
+
+    Raises
+    ------
+    RuntimeError — if the scheduler cannot be reached in ``start_timeout_s``, the device
+    is
+        missing, or no worker comes.
+    """
+    with dask.config.set(SETTINGS):
+        if config.kind == "local":
+            with (
+                _local(config, device) as cluster,
+                Client(cluster, set_as_default=False) as client,
+                client.as_current(),
+            ):
+                yield _ready(client, config)
+        else:
+            with _connect(config) as client, client.as_current():
+                yield _ready(client, config)
+
+
+def _ready(client: Client, config: ClusterConfig) -> Cluster:
+    client.register_plugin(MailboxPlugin())
+    cluster = Cluster(client, config)
+    cluster.wait_for_workers()
+    return cluster
+
+
+def _local(config: ClusterConfig, device: str) -> Any:
+    dashboard = ":0" if config.dashboard else None
+    if device == "cuda":
+        return _local_cuda(config, dashboard)
+    resources = {config.resource: 1} if config.resource else None
+    return LocalCluster(
+        n_workers=config.workers,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=dashboard and "127.0.0.1:0",
+        resources=resources,
+    )
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    if listed is not None:
+        return [name for name in listed.split(",") if name][:count]
+    return [str(i) for i in range(count)]
+
+
+def _local_cuda(config: ClusterConfig, dashboard: str | None) -> Any:
+    gpus = visible_gpus()
+    if not gpus:
+        raise RuntimeError(
+            "`device` must be available; got cuda, and torch sees no GPU here. Use "
+            "--device cpu, or install a CUDA build of torch on a machine with a GPU."
+        )
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError:
+        workers = {
+            i: {
+                "cls": Nanny,
+                "options": {
+                    "nthreads": 1,
+                    "env": {
+                        "CUDA_VISIBLE_DEVICES": gpu,
+                        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+                    },
+                    "resources": {"GPU": 1},
+                },
+            }
+            for i, gpu in enumerate(gpus[: config.workers])
+        }
+        scheduler = {
+            "cls": Scheduler,
+            "options": {"host": "127.0.0.1", "dashboard_address": dashboard},
+        }
+        return SpecCluster(workers=workers, scheduler=scheduler, name="ndcao")
+    return LocalCUDACluster(
+        CUDA_VISIBLE_DEVICES=",".join(gpus[: config.workers]),
+        threads_per_worker=1,
+        dashboard_address=dashboard,
+    )
+
+
+def _connect(config: ClusterConfig) -> Client:
+    target: dict[str, Any] = {"address": config.address}
+    if config.kind == "scheduler-file":
+        path = Path(config.scheduler_file or "")
+        if not path.is_file():
+            raise RuntimeError(
+                f"`cluster.scheduler_file` must exist; got {path}. Start one with "
+                f"`dask scheduler --scheduler-file {path}`."
+            )
+        target = {"scheduler_file": str(path)}
+    try:
+        return Client(timeout=config.start_timeout_s, set_as_default=False, **target)
+    except (OSError, TimeoutError) as err:
+        where = config.address or config.scheduler_file
+        raise RuntimeError(
+            f"`cluster` must be reachable within {config.start_timeout_s:g} s; got no answer "
+            f"from {where}. Check the address, or start `dask scheduler` there."
+        ) from err

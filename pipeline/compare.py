@@ -1,0 +1,239 @@
+"""Many runs as one dataset over a ``run`` dimension, and as one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from pipeline.run_arrays import RunArrays, lazy_rows, mean_staleness, padded, read_run
+from pipeline.schema import VARIABLES, describe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["combine_runs", "mean_staleness", "summary_table"]
+
+#: Attributes of a run that become coordinates, in the order in which tables show them.
+COORDINATES = (
+    "run_id",
+    "algorithm",
+    "mode",
+    "dataset",
+    "model",
+    "partition",
+    "seed",
+    "status",
+    "stop_reason",
+    "git_commit",
+    "git_dirty",
+    "params_sha256",
+    "versions",
+    "hardware",
+    "config",
+)
+#: Figures of a run: name when combined -> (attribute of the run, units, long name).
+FIGURES = {
+    "final_test_accuracy": ("test_accuracy", "1", "final test accuracy"),
+    "final_train_loss": ("train_loss", "1", "final training loss"),
+    "total_wall_time_s": ("wall_time_s", "s", "wall time"),
+    "total_n_loss_evals": ("n_loss_evals", "1", "loss values"),
+    "total_n_samples": ("n_samples", "1", "samples"),
+    "total_n_gradient_evals": ("n_gradient_evals", "1", "gradient evaluations"),
+    "total_bytes_moved": ("bytes_moved", "B", "bytes moved"),
+    "eval_time_s": ("eval_time_s", "s", "evaluation time"),
+    "total_time_s": ("total_time_s", "s", "time since the command's start"),
+    "n_reruns": ("n_reruns", "1", "re-executed updates and scores"),
+    "n_workers": ("n_workers", "1", "workers"),
+}
+#: Config fields that other coordinates show, or that only say where a run ran.
+_NOT_COMPARED = frozenset(
+    {
+        "algorithm.kind",
+        "mode",
+        "dataset",
+        "model.name",
+        "blocks",
+        "seed",
+        "experiment",
+        "cluster.address",
+        "cluster.scheduler_file",
+    }
+)
+_RAGGED = ("eval", "update", "score")
+
+
+def combine_runs(paths: Iterable[str | Path], partial: bool = False) -> xr.Dataset:
+    """Combine run stores into one dataset over a ``run`` dimension.
+
+    Runs may differ in length: ``eval``, ``update`` and ``score`` are padded to the
+    longest with NaN (-1 for integers); ``n_evals``, ``n_updates``, ``n_scores`` keep
+    each run's own length. Variables over ``eval`` are in memory, those over ``update``
+    and ``score`` Dask arrays of one chunk a run. Parameters stay in the runs' stores.
+
+    Parameters
+    ----------
+    paths : folders of Zarr run stores. One that is named twice counts once.
+    partial : leave out stores that are not complete instead of refusing; they are
+        listed in the attribute ``skipped``.
+
+    Returns
+    -------
+    Dataset over (run, eval, update, score). Its coordinates are what each run was
+    (``run_id, algorithm, mode, dataset, model, partition, seed, status, stop_reason``),
+    its provenance, its ``store``, and one named ``config.<key>`` for every
+    configuration field that varies (their names are the attribute ``config_varies``).
+
+    Raises
+    ------
+    FileNotFoundError — if a path does not exist.
+    ValueError — if there is no path, or a store is not a complete run, naming each.
+    """
+    unique = list(dict.fromkeys(Path(p).resolve() for p in paths))
+    if not unique:
+        raise ValueError(
+            "`paths` must name at least one run store; got none. "
+            "List runs with `ndcao runs`."
+        )
+    missing = [str(p) for p in unique if not p.exists()]
+    if missing and not partial:
+        raise FileNotFoundError(
+            f"`paths` must exist; got {', '.join(missing)}. "
+            "List runs with `ndcao runs`."
+        )
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        found = list(pool.map(read_run, unique))
+    refused = [
+        (p, why) for p, why in zip(unique, found, strict=True) if isinstance(why, str)
+    ]
+    runs = [run for run in found if isinstance(run, RunArrays)]
+    if refused and (not partial or not runs):
+        raise ValueError(
+            "`paths` must be complete run stores; got "
+            + "; ".join(f"{path.name} ({why})" for path, why in refused)
+            + ". Finish them with `ndcao resume`, or name complete ones too and pass "
+            "`partial=True`."
+        )
+    return _combine(runs, [f"{path.name}: {why}" for path, why in refused])
+
+
+def summary_table(ds: xr.Dataset) -> pd.DataFrame:
+    """Return one row a run: what it was, how it ended, and what it used.
+
+    Parameters
+    ----------
+    ds : Dataset — from `combine_runs`.
+
+    Returns
+    -------
+    DataFrame indexed by ``run_id``; the configuration fields that vary come last.
+    """
+    import pandas as pd
+
+    def column(name: str) -> np.ndarray:
+        return np.asarray(ds[name].values)
+
+    figures = {attr: name for name, (attr, _, _) in FIGURES.items()}
+    columns = {name: column(name) for name in COORDINATES[1:8]}
+    for attr in ("test_accuracy", "train_loss", "wall_time_s"):
+        columns[attr] = column(figures[attr])
+    for attr in ("n_loss_evals", "n_samples", "n_gradient_evals"):
+        columns[attr] = column(figures[attr])
+    columns["mean_staleness"] = column("mean_staleness")
+    columns["stop_reason"] = column("stop_reason")
+    for key in ds.attrs["config_varies"]:
+        columns[key] = column(key)
+    return pd.DataFrame(columns, index=pd.Index(column("run_id"), name="run_id"))
+
+
+def _combine(runs: Sequence[RunArrays], skipped: list[str]) -> xr.Dataset:
+    lengths = {dim: max(run.sizes[dim] for run in runs) for dim in _RAGGED}
+    data: dict[str, Any] = {}
+    for name in runs[0].evals:
+        rows = [padded(run.evals[name], lengths["eval"]) for run in runs]
+        data[name] = (("run", "eval"), np.stack(rows), describe(name))
+    for spec in VARIABLES.values():
+        if spec.dims in (("update",), ("score",)):
+            rows = lazy_rows(runs, spec.name, lengths[spec.dims[0]])
+            data[spec.name] = (("run", *spec.dims), rows, spec.attrs)
+    for name, (attr, units, long_name) in FIGURES.items():
+        values = [_number(run.attrs.get(attr)) for run in runs]
+        counts = name.startswith(("n_", "total_n_")) and not np.isnan(values).any()
+        column = np.array(values, dtype="int64" if counts else "float64")
+        data[name] = ("run", column, {"units": units, "long_name": long_name})
+    for dim in _RAGGED:
+        counts_of = np.array([run.sizes[dim] for run in runs])
+        long_name = {"eval": "evaluations", "update": "updates", "score": "scores"}[dim]
+        data[f"n_{dim}s"] = ("run", counts_of, {"units": "1", "long_name": long_name})
+    data["mean_staleness"] = (
+        "run",
+        np.array([run.staleness for run in runs]),
+        {
+            "units": "1",
+            "long_name": "mean staleness",
+            "description": "versions between what an update saw and its first score",
+        },
+    )
+    configs = _varying([json.loads(run.attrs.get("config", "{}")) for run in runs])
+    coords: dict[str, Any] = {
+        name: ("run", np.array([_plain(run.attrs.get(name)) for run in runs]))
+        for name in COORDINATES
+    }
+    coords["store"] = ("run", np.array([str(run.path) for run in runs]))
+    coords |= {key: ("run", values) for key, values in configs.items()}
+    attrs = {
+        "title": "Comparison of ndcao runs",
+        "Conventions": "CF-1.11",
+        "config_varies": list(configs),
+        "skipped": skipped,
+    }
+    return xr.Dataset(data, coords, attrs)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _plain(value: object) -> Any:
+    return "" if value is None else value
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _varying(configs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Return ``config.<key>`` -> (run,) values of the fields that vary."""
+    flats = [_flatten(config) for config in configs]
+    keys = dict.fromkeys(
+        key for flat in flats for key in flat if key not in _NOT_COMPARED
+    )
+    out: dict[str, np.ndarray] = {}
+    for key in keys:
+        values = [flat.get(key) for flat in flats]
+        if all(value == values[0] for value in values):
+            continue
+        if all(
+            value is None
+            or (isinstance(value, int | float) and not isinstance(value, bool))
+            for value in values
+        ):
+            out[f"config.{key}"] = np.array([_number(value) for value in values])
+        else:
+            text = [
+                "" if v is None else v if isinstance(v, str) else json.dumps(v)
+                for v in values
+            ]
+            out[f"config.{key}"] = np.array(text)
+    return out

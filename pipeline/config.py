@@ -1,0 +1,345 @@
+"""Every user-facing setting: validated, frozen, and written whole into the results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from blocks import ALGORITHMS
+
+if TYPE_CHECKING:
+    AnyAlgorithm = Any
+else:
+    AnyAlgorithm = Annotated[
+        Union[tuple(ALGORITHMS.values())],  # noqa: UP007  (built from the registry)
+        Field(discriminator="kind"),
+    ]
+
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The network: a built-in name or the user's own ``package.module:factory``."""
+
+    name: str = "mlp"
+    hidden: tuple[Count, ...] | None = None  # mlp only; None = the model's default
+    options: dict[str, Any] = {}
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the factory."""
+        hidden = {} if self.hidden is None else {"hidden": self.hidden}
+        return {**hidden, **self.options}
+
+
+class Budget(Section):
+    """When a run ends: at the first of these that is reached.
+
+    ``steps`` counts updates of every block, ``loss_values`` scored parameter vectors
+    (K a version), ``samples`` samples passed forward for training, ``bytes`` messages
+    and records moved, ``seconds`` training wall time.
+    """
+
+    steps: Count | None = None
+    loss_values: Count | None = None
+    samples: Count | None = None
+    gradient_evals: Count | None = None
+    bytes: Count | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Budget:
+        if all(value is None for value in self.model_dump().values()):
+            raise ValueError(
+                "`budget` must set at least one of steps, loss_values, samples, "
+                "gradient_evals, bytes, seconds; got none. Try `--budget steps=1000`."
+            )
+        return self
+
+
+class ClusterConfig(Section):
+    """Where the run computes; never part of a synchronous run's identity."""
+
+    kind: Literal["local", "in-process", "address", "scheduler-file"] = "local"
+    workers: Count = 2
+    address: str | None = None
+    scheduler_file: str | None = None
+    resource: str | None = None  # a Dask worker resource every task needs, such as GPU
+    start_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    task_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    dashboard: bool = True
+
+    @model_validator(mode="after")
+    def _target(self) -> ClusterConfig:
+        if self.kind == "address" and not self.address:
+            raise ValueError(
+                "`cluster.address` must name a scheduler such as tcp://host:8786 when "
+                "`cluster.kind` is address; got nothing. Pass --address."
+            )
+        if self.kind == "scheduler-file" and not self.scheduler_file:
+            raise ValueError(
+                "`cluster.scheduler_file` must name a file when `cluster.kind` is "
+                "scheduler-file; got nothing. Pass --scheduler-file."
+            )
+        return self
+
+
+class RunConfig(Section):
+    """One training run. ``None`` means: the algorithm's or the data's own default."""
+
+    dataset: str = "digits"
+    model: ModelConfig = ModelConfig()
+    algorithm: AnyAlgorithm = Field(default_factory=lambda: ALGORITHMS["nd-cao"]())
+    blocks: str | None = None
+    custom_blocks: tuple[str, ...] = ()
+    loss: str = "cross-entropy"
+    budget: Budget = Budget(steps=300)
+    mode: Literal["sync", "async"] = "sync"
+    staleness: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    loss_samples: Count | None = None
+    redraw_every: Annotated[int, Field(ge=0)] | None = None
+    n_shards: Count = 4
+    batch_size: Count = 2000  # samples of one forward pass while scoring
+    eval_every: Count | None = None  # rounds between scorings of train, val and test
+    checkpoint_every_s: Seconds = 30.0
+    delays: dict[int, Seconds] = {}  # block index → extra seconds at every update
+    own_worker: tuple[int, ...] = ()  # blocks that get a worker of their own
+    init: str | None = None
+    threads: Count = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    evaluation_form: Literal["auto", "loop", "vmap", "bmm"] = "auto"
+    experiment: str = "default"
+    cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("experiment")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if (
+            not value
+            or not all(c.isalnum() or c in "-_." for c in value)
+            or value[0] == "."
+        ):
+            raise ValueError(
+                "`experiment` must be letters, digits, '-', '_' and '.', as it names a "
+                f"folder; got {value!r}. Rename it."
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.mode not in self.algorithm.modes:
+            allowed = ", ".join(sorted(self.algorithm.modes))
+            raise ValueError(
+                f"`mode` must be one of {allowed} for algorithm {self.algorithm.kind}; "
+                f"got {self.mode}. Choose another mode or algorithm."
+            )
+        if self.staleness is not None and self.mode == "sync" and self.staleness > 0:
+            raise ValueError(
+                f"`staleness` must be 0 in sync mode; got {self.staleness}. "
+                "Use --mode async with --staleness."
+            )
+        if self.budget.loss_values is not None and not self.algorithm.scored:
+            raise ValueError(
+                "`budget.loss_values` must not be used with algorithm "
+                f"{self.algorithm.kind}, which asks for no loss values; got "
+                f"{self.budget.loss_values}. Use steps, samples or gradient_evals."
+            )
+        if self.custom_blocks and self.blocks not in (None, "custom"):
+            raise ValueError(
+                "`custom_blocks` must come with `blocks: custom`; got "
+                f"{self.blocks!r}. Drop one of the two."
+            )
+        return self
+
+    @property
+    def staleness_bound(self) -> int | None:
+        """Steps a node may be ahead of the slowest: 0 = barrier, None = no bound."""
+        return 0 if self.mode == "sync" else self.staleness
+
+    @property
+    def barrier(self) -> bool:
+        """Whether every version waits for every block."""
+        return self.staleness_bound == 0
+
+    def mathematics(self) -> dict[str, Any]:
+        """What the result depends on; the run id's hash covers exactly this."""
+        data = self.model_dump(mode="json")
+        left_out = [
+            "cluster",
+            "experiment",
+            "eval_every",
+            "checkpoint_every_s",
+            "dataset",
+        ]
+        if self.barrier:
+            left_out += ["delays", "own_worker"]
+        for name in left_out:
+            data.pop(name)
+        if not self.barrier:
+            data["workers"] = self.cluster.workers
+        return data
+
+    def run_id(self, dataset_name: str, content_sha256: str) -> str:
+        """``<algorithm>-<mode>-<dataset>-s<seed>-<hash>``."""
+        payload = {"data": content_sha256, **self.mathematics()}
+        text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        return f"{self.algorithm.kind}-{self.mode}-{dataset_name}-s{self.seed}-{digest}"
+
+
+def home() -> Path:
+    """Folder of ``data/`` and ``results/``: ``$NDCAO_HOME``, else the current folder."""
+    return Path(os.environ.get("NDCAO_HOME") or ".").expanduser()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises
+    ------
+    FileNotFoundError — if there is no such file.
+    ValueError — if it is not YAML, or not a mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"`config` must be an existing YAML file; got {path}.")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as err:
+        raise ValueError(f"`config` must be valid YAML; got {path}: {err}") from err
+    if not isinstance(data, dict):
+        kind = type(data).__name__
+        raise ValueError(
+            f"`config` must be a mapping of settings; got {kind} at {path}."
+        )
+    return data
+
+
+def load_config(
+    path: Path | None = None,
+    overrides: list[str] | None = None,
+    flags: dict[str, Any] | None = None,
+) -> RunConfig:
+    """Build a run's configuration: file, then flags, then ``--set`` overrides.
+
+    Parameters
+    ----------
+    path : a YAML file, or None for the defaults.
+    overrides : ``key.path=value`` texts; the value is YAML. ``nd_cao.window=100`` (an
+        algorithm's name with ``_``) addresses that algorithm's settings.
+    flags : nested mapping that is merged over the file.
+
+    Raises
+    ------
+    ValueError — naming the key, the rule and the value.
+    """
+    data = read_yaml(path) if path else {}
+    data = _merge(data, flags or {})
+    for text in overrides or []:
+        _override(data, text)
+    return validate_config(data)
+
+
+def validate_config(data: dict[str, Any]) -> RunConfig:
+    """``RunConfig`` from plain data, with one readable error a wrong key."""
+    data = dict(data)
+    algorithm = data.get("algorithm")
+    if isinstance(algorithm, str):
+        data["algorithm"] = {"kind": algorithm}
+    elif isinstance(algorithm, dict):
+        data["algorithm"] = {"kind": "nd-cao", **algorithm}
+    if isinstance(data.get("algorithm"), dict):
+        kind = data["algorithm"]["kind"]
+        if kind not in ALGORITHMS:
+            raise ValueError(
+                f"`algorithm` must be one of {', '.join(ALGORITHMS)}; got {kind!r}. "
+                "See `ndcao algorithms`."
+            )
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as err:
+        raise ValueError(explain(err)) from err
+
+
+def explain(err: ValidationError) -> str:
+    """One line a problem: key, rule, value."""
+    lines = []
+    for problem in err.errors():
+        where = [str(p) for p in problem["loc"] if p not in ALGORITHMS]
+        key = ".".join(where) or "configuration"
+        if problem["type"] == "value_error":
+            lines.append(str(problem["ctx"]["error"]))
+        elif problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            lines.append(f"`{key}` is not a setting. Check its spelling in the docs.")
+        else:
+            message = problem["msg"][0].lower() + problem["msg"][1:]
+            lines.append(f"`{key}` is not valid: {message}; got {problem['input']!r}.")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if key == "algorithm" and isinstance(old, str):
+            old = {"kind": old}
+        if isinstance(value, dict) and isinstance(old, dict) and key != "budget":
+            changed = key == "algorithm" and value.get(
+                "kind", old.get("kind")
+            ) != old.get("kind")
+            merged[key] = value if changed else _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    if not equals or not key:
+        raise ValueError(
+            f"`--set` must be key=value; got {text!r}. For example nd_cao.window=100."
+        )
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as err:
+        raise ValueError(f"`{key}` must be a YAML value; got {raw!r}.") from err
+    path = key.strip().split(".")
+    by_section = {name.replace("-", "_"): name for name in ALGORITHMS}
+    algorithm = data.get("algorithm", "nd-cao")
+    kind = algorithm if isinstance(algorithm, str) else algorithm.get("kind", "nd-cao")
+    if path[0] in by_section:
+        if by_section[path[0]] != kind:
+            raise ValueError(
+                f"`{key}` must belong to the run's algorithm {kind}; got a setting of "
+                f"{by_section[path[0]]}. Pass --algorithm {by_section[path[0]]}."
+            )
+        path[0] = "algorithm"
+    if path[0] == "algorithm" and not isinstance(algorithm, dict):
+        data["algorithm"] = {"kind": kind}
+    for part in path[:-1]:
+        inner = data.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ValueError(
+                f"`{key}` must name a setting inside a section; got {text!r}."
+            )
+        data = inner
+    data[path[-1]] = value

@@ -1,0 +1,300 @@
+"""What one process needs to compute for a run: model, blocks, resident data, algorithm."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blocks.algorithm import (
+    Combine,
+    LossRecord,
+    Message,
+    Node,
+    Observation,
+    step_rng,
+)
+from blocks.forward import FlatModel, calibrate_buffers
+from blocks.losses import per_sample_loss
+from blocks.models import build_model
+from blocks.oracle import Counters, GuardedOracle
+from blocks.partition import Block, join, partition, split
+from blocks.probes import directions, probe_points
+from pipeline.batches import ResidentData
+from pipeline.config import RunConfig
+from pipeline.data_store import DataStore, open_store
+
+PROBES_AT_ONCE = 64  # joint probe vectors held in memory at a time
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """Everything a worker needs to rebuild a run's context; small but for ``params``."""
+
+    run_id: str
+    config: RunConfig  # resolved: no setting is left to a default
+    store: str
+    content_sha256: str
+    n_steps: int  # planned steps of every node, for schedules; 0 = open-ended
+    params: np.ndarray | None = None  # (P,) initial parameters, if not the seed's own
+    buffers: np.ndarray | None = None  # (B,) initial buffers, with ``params``
+
+
+class Context:
+    """One run inside one process. Pure: equal inputs give equal bits in every process."""
+
+    def __init__(self, spec: RunSpec, store: DataStore) -> None:
+        config = spec.config
+        self.spec = spec
+        self.config = config
+        self.algorithm = config.algorithm
+        self.device = torch.device(config.device)
+        use_threads(config)
+        module = build_model(
+            config.model.name,
+            store.image_shape,
+            store.n_classes,
+            seed=config.seed,
+            **config.model.arguments(),
+        )
+        self.blocks: tuple[Block, ...] = (
+            partition(config.blocks or "all", module, patterns=config.custom_blocks)
+            if self.algorithm.blockwise
+            else ()
+        )
+        self.model = FlatModel(module, device=self.device)
+        self.loss_function = per_sample_loss(config.loss)
+        self.data = ResidentData(store, config, self.device)
+        self.initial = self._initial_params()
+        self.buffers = self._initial_buffers()
+
+    @property
+    def n_nodes(self) -> int:
+        """Participants: blocks, or the one replica."""
+        return len(self.blocks) if self.algorithm.blockwise else 1
+
+    def _initial_params(self) -> Tensor:
+        if self.spec.params is None:
+            return self.model.initial_params()
+        params = torch.empty(self.model.n_params)
+        params.numpy()[...] = self.spec.params
+        return params.to(self.device)
+
+    def _initial_buffers(self) -> Tensor | None:
+        if self.model.n_buffers == 0:
+            return None
+        if self.spec.buffers is not None:
+            return torch.tensor(self.spec.buffers, device=self.device)
+        if not self.algorithm.scored:
+            return self.model.initial_buffers()
+        batches = [
+            inputs
+            for inputs, _ in self.data.batches("loss", range(self.config.n_shards))
+        ]
+        return calibrate_buffers(self.model, self.initial, batches)
+
+    # -- nodes ---------------------------------------------------------------------
+
+    def _oracle(self, node: int, step: int) -> GuardedOracle:
+        return GuardedOracle(
+            allowed=self.algorithm.information,
+            model=self.model,
+            loss_function=self.loss_function,
+            minibatch=lambda k: self.data.minibatch(
+                node, self.n_nodes, k, self.algorithm.batch_size
+            ),
+            step=step,
+        )
+
+    def init_node(self, node: int) -> tuple[Any, Message]:
+        """State and first message of one node (step 0)."""
+        params = self.initial
+        block = None
+        if self.algorithm.blockwise:
+            block = self.blocks[node]
+            params = split(self.initial, self.blocks)[node]
+        who = Node(node, self.n_nodes, block, self.config.seed)
+        rng = step_rng(self.config.seed, node, -1)
+        state, message = self.algorithm.init(who, params, self._oracle(node, 0), rng)
+        return state, message
+
+    def update(
+        self, node: int, step: int, state: Any, record: LossRecord | None
+    ) -> tuple[Any, Message, Counters]:
+        """Take one node's step ``step`` (its number of updates so far)."""
+        oracle = self._oracle(node, step)
+        observation = Observation(
+            step=step,
+            n_steps=self.spec.n_steps,
+            allowed=self.algorithm.information,
+            _record=record,
+        )
+        rng = step_rng(self.config.seed, node, step)
+        state, message = self.algorithm.step(state, observation, oracle, rng)
+        return state, message, oracle.counters
+
+    # -- scoring -------------------------------------------------------------------
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """(P,) the parameter vector that the nodes' parts stand for."""
+        if self.algorithm.combine is Combine.JOIN:
+            return join(parts, self.blocks, self.model.n_params)
+        total = torch.zeros_like(parts[0])
+        for part in parts:
+            total += part
+        return total / len(parts)
+
+    def solution(self, messages: Mapping[int, Message]) -> tuple[Tensor, Tensor | None]:
+        """Parameters (P,) and buffers (B,) of the network the nodes stand for."""
+        ordered = [messages[node] for node in range(self.n_nodes)]
+        buffers = [m.buffers for m in ordered if m.buffers is not None]
+        mean = torch.stack(buffers).mean(0) if buffers else self.buffers
+        return self.join([m.solution for m in ordered]), mean
+
+    def score(
+        self,
+        messages: Mapping[int, Message],
+        steps: Sequence[int],
+        shards: Sequence[int],
+        subset: int,
+    ) -> np.ndarray:
+        """Loss sums of the joint probes on some shards of the scoring subset.
+
+        Parameters
+        ----------
+        messages : of every node, those of step ``steps[node]``.
+        steps : (n_nodes,) steps that are scored.
+        shards : indices of shards, each computed in its own fixed batch shapes.
+        subset : which draw of the scoring subset.
+
+        Returns
+        -------
+        (len(shards), K) float64 — sums of per-sample float32 losses.
+        """
+        n_probes = self.algorithm.n_probes
+        sums = np.zeros((len(shards), n_probes))
+        for first, points in self._points(messages, steps):
+            for row, shard in enumerate(shards):
+                for inputs, targets in self.data.batches("loss", [shard], subset):
+                    losses = self._losses(points, inputs, targets)
+                    sums[row, first : first + len(points)] += losses
+        return sums
+
+    def _points(
+        self, messages: Mapping[int, Message], steps: Sequence[int]
+    ) -> list[tuple[int, Tensor]]:
+        """(first probe, (k, P) joint parameter vectors), a few probes at a time."""
+        ordered = [messages[node] for node in range(self.n_nodes)]
+        n_probes = self.algorithm.n_probes
+        if n_probes == 1:
+            return [(0, self.join([m.point for m in ordered]).unsqueeze(0))]
+        probes = [
+            probe_points(
+                m.point,
+                m.probe_std,
+                directions(
+                    self.config.seed,
+                    node,
+                    steps[node],
+                    n_probes // 2,
+                    m.point.numel(),
+                    self.algorithm.probe_kind,
+                    self.device,
+                ),
+            )
+            for node, m in enumerate(ordered)
+        ]
+        chunks = []
+        for first in range(0, n_probes, PROBES_AT_ONCE):
+            last = min(first + PROBES_AT_ONCE, n_probes)
+            rows = [self.join([p[k] for p in probes]) for k in range(first, last)]
+            chunks.append((first, torch.stack(rows)))
+        return chunks
+
+    def _losses(self, points: Tensor, inputs: Tensor, targets: Tensor) -> np.ndarray:
+        """(k,) float64 loss sums of k parameter vectors on one batch."""
+        with torch.no_grad():
+            if len(points) == 1:
+                logits = self.model.forward(points[0], inputs, self.buffers)
+                return np.array(
+                    [float(self.loss_function(logits, targets).double().sum())]
+                )
+            many = self.model.logits_many(
+                points, inputs, self.config.evaluation_form, self.buffers
+            )
+            sums = [
+                self.loss_function(logits, targets).double().sum() for logits in many
+            ]
+            return torch.stack(sums).cpu().numpy()
+
+    def combine_losses(self, sums: np.ndarray) -> tuple[float, ...]:
+        """Mean losses (K,) from per-shard sums (n_shards, K), added in shard order."""
+        total = np.zeros(sums.shape[1])
+        for row in sums:
+            total += row
+        return tuple(float(x) for x in total / self.data.n_loss)
+
+    def subset(self, version: int) -> int:
+        """Which draw of the scoring subset a version is scored on."""
+        every = self.config.redraw_every
+        return version // every if every else 0
+
+    def evaluate(
+        self,
+        params: Tensor,
+        buffers: Tensor | None,
+        split_name: str,
+        shards: Sequence[int],
+    ) -> np.ndarray:
+        """(len(shards), 3) float64: loss sum, correct answers, samples of each shard."""
+        sums = np.zeros((len(shards), 3))
+        with torch.no_grad():
+            for row, shard in enumerate(shards):
+                for inputs, targets in self.data.batches(split_name, [shard]):
+                    logits = self.model.forward(params, inputs, buffers)
+                    losses = self.loss_function(logits, targets).double().sum()
+                    correct = (logits.argmax(1) == targets).sum()
+                    sums[row] += [float(losses), int(correct), len(targets)]
+        return sums
+
+
+def use_threads(config: RunConfig) -> None:
+    """Give this thread's torch the configured thread count, and deterministic kernels."""
+    if torch.get_num_threads() != config.threads:
+        torch.set_num_threads(config.threads)
+    if config.device == "cuda":
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+
+
+_CACHE: dict[str, Context] = {}
+_LOCK = threading.Lock()
+_KEPT = 4  # contexts a process keeps (several runs may share a worker)
+
+
+def context_of(spec: RunSpec) -> Context:
+    """This process's context of a run, built on first use."""
+    key = f"{spec.run_id}:{spec.content_sha256}:{spec.store}"
+    with _LOCK:
+        found = _CACHE.pop(key, None)
+        if found is None or not _same_start(found.spec, spec):
+            found = Context(spec, open_store(spec.store))
+        _CACHE[key] = found
+        while len(_CACHE) > _KEPT:
+            _CACHE.pop(next(iter(_CACHE)))
+    use_threads(spec.config)
+    return found
+
+
+def _same_start(a: RunSpec, b: RunSpec) -> bool:
+    if (a.params is None) != (b.params is None) or a.config != b.config:
+        return False
+    return a.n_steps == b.n_steps and (
+        a.params is None or b.params is None or np.array_equal(a.params, b.params)
+    )

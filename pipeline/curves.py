@@ -1,0 +1,178 @@
+"""Static pictures of the learning curves of compared runs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import xarray as xr
+
+from pipeline.series import (
+    AXES,
+    METRICS,
+    PALETTE,
+    Axis,
+    Group,
+    group_runs,
+    mean_curve,
+    run_curve,
+)
+from pipeline.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["curves_figure", "curves_png", "curves_svg", "write_curves"]
+
+DEFAULT_AXES = ("update", "samples", "wall_time")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+_MARKERS = "os^Dv*PX"
+
+
+def curves_figure(ds: xr.Dataset, axes: Sequence[str] = DEFAULT_AXES) -> Figure:
+    """Draw test accuracy (above) and training loss (below) over each budget axis.
+
+    One colour a pair of algorithm and mode; thin lines are seeds, thick ones means.
+
+    Parameters
+    ----------
+    ds : Dataset — from `pipeline.compare.combine_runs`.
+    axes : of ``update``, ``samples``, ``wall_time``, ``loss_values``: one column each.
+
+    Raises
+    ------
+    ValueError — if an axis is unknown or none is named.
+    """
+    from matplotlib.figure import Figure
+
+    columns = [_axis(key) for key in axes]
+    if not columns:
+        raise ValueError(
+            "`axes` must name at least one budget; got none. Try ('update',)."
+        )
+    groups = group_runs(ds)
+    figure = Figure(figsize=(1.2 + 3.9 * len(columns), 6.6), layout="constrained")
+    panels = figure.subplots(len(METRICS), len(columns), squeeze=False, sharey="row")
+    for row, metric in zip(panels, METRICS, strict=True):
+        for panel, axis in zip(row, columns, strict=True):
+            _draw_panel(panel, ds, groups, axis, metric)
+        row[0].set_ylabel(metric.label)
+    for panel, axis in zip(panels[-1], columns, strict=True):
+        panel.set_xlabel(axis.label)
+    _add_legend(figure, groups)
+    return figure
+
+
+def curves_png(
+    ds: xr.Dataset, axes: Sequence[str] = DEFAULT_AXES, *, dots_per_inch: int = 110
+) -> bytes:
+    """Return the figure of `curves_figure` as a PNG."""
+    return _render(curves_figure(ds, axes), "png", dots_per_inch)
+
+
+def curves_svg(ds: xr.Dataset, axes: Sequence[str] = DEFAULT_AXES) -> str:
+    """Return the figure of `curves_figure` as SVG; equal datasets give equal text."""
+    return _render(curves_figure(ds, axes), "svg", 72).decode("utf-8")
+
+
+def write_curves(
+    ds: xr.Dataset, path: Path, axes: Sequence[str] = DEFAULT_AXES
+) -> Path:
+    """Write the figure, whole or not at all, in the format that ``path`` ends with.
+
+    Raises
+    ------
+    ValueError — if ``path`` ends with neither ``.png`` nor ``.svg``.
+    """
+    path = Path(path)
+    if path.suffix == ".png":
+        return write_whole(path, curves_png(ds, axes))
+    if path.suffix == ".svg":
+        return write_whole(path, curves_svg(ds, axes))
+    raise ValueError(
+        f"`path` must end with .png or .svg; got {str(path)!r}. Rename it."
+    )
+
+
+def _axis(key: str) -> Axis:
+    for axis in AXES:
+        if axis.key == key:
+            return axis
+    known = ", ".join(axis.key for axis in AXES)
+    raise ValueError(f"`axes` must be of {known}; got {key!r}. Pick one of them.")
+
+
+def _draw_panel(
+    panel: Axes, ds: xr.Dataset, groups: Sequence[Group], axis: Axis, metric: Axis
+) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    for group in groups:
+        colour = PALETTE[group.colour % len(PALETTE)][0]
+        curves = [run_curve(ds, run, axis, metric) for run in group.runs]
+        mean = mean_curve(curves)
+        style: Literal["steps-post", "default"]
+        style = "steps-post" if mean.stepped else "default"
+        for curve in curves:
+            panel.plot(
+                curve.x,
+                curve.y,
+                color=colour,
+                linewidth=0.7,
+                alpha=0.45,
+                drawstyle=style,
+            )
+        panel.plot(
+            mean.x,
+            mean.y,
+            color=colour,
+            linewidth=2.0,
+            linestyle=_DASHES[group.dash % len(_DASHES)],
+            drawstyle=style,
+            marker=_MARKERS[group.colour % len(_MARKERS)],
+            markevery=[len(mean.x) - 1] if len(mean.x) else [],
+            markersize=7,
+        )
+    if axis.key != "wall_time":
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.grid(color="#D8DDE3", linewidth=0.6)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _add_legend(figure: Figure, groups: Sequence[Group]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=PALETTE[group.colour % len(PALETTE)][0],
+            linewidth=2.0,
+            linestyle=_DASHES[group.dash % len(_DASHES)],
+            marker=_MARKERS[group.colour % len(_MARKERS)],
+            label=f"{group.label} (n = {len(group.runs)})",
+        )
+        for group in groups
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=min(3, len(handles)),
+        frameon=False,
+    )
+
+
+def _render(figure: Figure, kind: str, dots_per_inch: int) -> bytes:
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    # A `$` in a user's name is text, and equal data give equal bytes.
+    settings: Any = {"svg.hashsalt": "ndcao", "text.parse_math": False}
+    with rc_context(settings):
+        metadata = {"Date": None} if kind == "svg" else {}
+        figure.savefig(buffer, format=kind, dpi=dots_per_inch, metadata=metadata)
+    return buffer.getvalue()

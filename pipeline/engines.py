@@ -1,0 +1,389 @@
+"""Where a run computes: in this process, or on a Dask cluster; same mathematics."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from distributed import Future, wait
+from torch import Tensor
+
+from blocks.algorithm import Message
+from pipeline.cluster import Cluster
+from pipeline.context import Context, RunSpec, context_of
+from pipeline.loss_board import LocalBoard, VariableBoard
+from pipeline.mailbox import end_piece
+from pipeline.pack import pack, tensor, unpack
+from pipeline.placement import place
+from pipeline.rounds import (
+    NodeState,
+    Outcome,
+    Packed,
+    Piece,
+    run_in_process,
+    run_on_worker,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 30  # times a piece is started before the run gives up
+WATCH_S = 0.25  # between two looks at whether a piece's workers are alive
+SETTLE_S = 30.0  # for the survivors of an aborted piece to return
+
+
+class Engine(Protocol):
+    """Runs synchronous pieces and evaluations of one run."""
+
+    n_workers: int
+    n_reruns: int
+    worker_names: list[str]
+
+    def run(self, first: int, n_rounds: int) -> Outcome:
+        """Run rounds ``first`` … ``first + n_rounds − 1``."""
+
+    def messages(self) -> dict[int, Message]:
+        """Newest message of every node."""
+
+    def snapshot(self) -> Packed:
+        """States and messages of all nodes as arrays and JSON trees."""
+
+    def restore(self, packed: Packed) -> None:
+        """Continue from a snapshot."""
+
+    def evaluate(
+        self, params: Tensor, buffers: Tensor | None, splits: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """(n_shards, 3) sums of each split (``Context.evaluate``)."""
+
+
+class InProcess:
+    """Everything in this process: the plain loop that the cluster must agree with."""
+
+    n_workers = 1
+    n_reruns = 0
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.context: Context = context_of(spec)
+        self.worker_names = ["in-process"]
+        self._board = LocalBoard()
+        self._states: dict[int, NodeState] = {
+            node: self.context.init_node(node) for node in range(self.context.n_nodes)
+        }
+
+    def run(self, first: int, n_rounds: int) -> Outcome:
+        """Run rounds ``first`` … ``first + n_rounds − 1``."""
+        config = self.context.config
+        shares = place(self.context.n_nodes, config.n_shards, 1)
+        piece = Piece(self.context.spec, "", "", first, n_rounds, shares, 1.0)
+        self._states, outcome = run_in_process(
+            self.context, piece, self._states, self._board
+        )
+        return outcome
+
+    def messages(self) -> dict[int, Message]:
+        """Newest message of every node."""
+        return {node: message for node, (_, message) in self._states.items()}
+
+    def snapshot(self) -> Packed:
+        """States and messages of all nodes."""
+        return {node: pack(one) for node, one in self._states.items()}
+
+    def restore(self, packed: Packed) -> None:
+        """Continue from a snapshot."""
+        device = self.context.device
+        self._states = {n: unpack(*one, device=device) for n, one in packed.items()}
+
+    def evaluate(
+        self, params: Tensor, buffers: Tensor | None, splits: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Sums of each split, by shard."""
+        shards = range(self.context.config.n_shards)
+        return {s: self.context.evaluate(params, buffers, s, shards) for s in splits}
+
+
+class OnDask:
+    """Pieces as Dask futures, one a worker; a worker's death starts the piece again."""
+
+    def __init__(self, spec: RunSpec, cluster: Cluster) -> None:
+        self.spec = spec
+        self.cluster = cluster
+        self.client = cluster.client
+        self.n_reruns = 0
+        self.context = context_of(spec)  # for the layout and the nodes' first states
+        self._packed: Packed = {
+            node: pack(self.context.init_node(node))
+            for node in range(self.context.n_nodes)
+        }
+        self._nonce = uuid.uuid4().hex[:8]
+        self.board_name = f"ndcao-{spec.run_id}-{self._nonce}"
+        VariableBoard(self.board_name, spec.run_id, self.client).open()
+        self.worker_names: list[str] = []
+        prepare(cluster, spec)
+        self.n_workers = len(cluster.wait_for_workers())
+
+    def close(self) -> None:
+        """Delete the run's Variable."""
+        VariableBoard(self.board_name, self.spec.run_id, self.client).delete()
+
+    def run(self, first: int, n_rounds: int) -> Outcome:
+        """Run a piece; again from its start if a worker of it dies."""
+        for attempt in range(MAX_ATTEMPTS):
+            needed = 1 + len(set(self.spec.config.own_worker))
+            addresses = self.cluster.wait_for_workers(needed)
+            piece = self._piece(first, n_rounds, attempt, addresses)
+            outcome = self._attempt(piece)
+            if not outcome.aborted:
+                self.n_workers = len(addresses)
+                return outcome
+            self.n_reruns += len(piece.shares)
+            logger.warning(
+                "rounds %d to %d start again: %s",
+                first,
+                first + n_rounds - 1,
+                outcome.aborted,
+            )
+        raise RuntimeError(
+            f"`cluster` must keep its workers for one piece of {n_rounds} rounds; gave up "
+            f"after {MAX_ATTEMPTS} attempts. Resume the run on a steadier cluster."
+        )
+
+    def _piece(
+        self, first: int, n_rounds: int, attempt: int, addresses: list[str]
+    ) -> Piece:
+        config = self.spec.config
+        n_shards = config.n_shards if config.algorithm.scored else 0
+        shares = place(
+            self.context.n_nodes, n_shards, len(addresses), config.own_worker
+        )
+        return Piece(
+            spec=self.spec,
+            name=f"{self.board_name}-r{first}-a{attempt}",
+            board=self.board_name,
+            first=first,
+            n_rounds=n_rounds,
+            shares=shares,
+            timeout_s=config.cluster.task_timeout_s,
+            addresses=tuple(addresses[: len(shares)]),
+        )
+
+    def _attempt(self, piece: Piece) -> Outcome:
+        futures = [self._submit(piece, rank) for rank in range(len(piece.shares))]
+        try:
+            problem = self._watch(piece, futures)
+            if problem:
+                self._abort(piece, futures)
+                return Outcome(aborted=problem)
+            answers = self.client.gather(futures)
+        finally:
+            self.client.cancel(futures)
+        merged = Outcome()
+        names = self.cluster.workers()
+        for rank, (_, outcome) in enumerate(answers):
+            worker = self._worker_index(
+                names.get(piece.addresses[rank], piece.addresses[rank])
+            )
+            outcome.updates = [(*u[:5], worker) for u in outcome.updates]
+            merged.add(outcome)
+        if not merged.aborted:
+            for packed, _ in answers:
+                self._packed.update(packed)
+        return merged
+
+    def _submit(self, piece: Piece, rank: int) -> Future:
+        share = piece.shares[rank]
+        blocks = "+".join(f"b{node}" for node in share.nodes[:4])
+        more = "+…" if len(share.nodes) > 4 else ""
+        rounds = f"r{piece.first}-r{piece.first + piece.n_rounds - 1}"
+        what = f"update-{blocks}{more}" if share.nodes else "score"
+        resource = self.cluster.config.resource
+        return self.client.submit(
+            run_on_worker,
+            piece,
+            rank,
+            {node: self._packed[node] for node in share.nodes},
+            key=f"{what}-{rounds}-{piece.name}",
+            workers=[piece.addresses[rank]],
+            resources={resource: 1} if resource else None,
+            pure=False,
+        )
+
+    def _watch(self, piece: Piece, futures: list[Future]) -> str:
+        """Wait for a piece; returns what went wrong, or nothing."""
+        while True:
+            try:
+                wait(futures, timeout=WATCH_S)
+                return _failure(futures)
+            except TimeoutError:
+                problem = _failure(futures)
+                gone = set(piece.addresses) - set(self.cluster.workers())
+                if problem or gone:
+                    return problem or f"worker {', '.join(sorted(gone))} is gone"
+
+    def _abort(self, piece: Piece, futures: list[Future]) -> None:
+        """Tell the survivors to stop waiting for each other, and let them return."""
+        alive = [a for a in piece.addresses if a in self.cluster.workers()]
+        if alive:
+            self.client.run(end_piece, piece.name, workers=alive, on_error="ignore")
+        lost = set(piece.addresses) - set(alive)
+        rest = [
+            f for f, a in zip(futures, piece.addresses, strict=True) if a not in lost
+        ]
+        deadline = time.monotonic() + SETTLE_S
+        while rest and any(f.status == "pending" for f in rest):
+            if time.monotonic() > deadline:
+                logger.warning(
+                    "workers of %s did not stop in %g s", piece.name, SETTLE_S
+                )
+                return
+            try:
+                wait(rest, timeout=WATCH_S)
+            except TimeoutError:
+                current = self.cluster.workers()
+                rest = [
+                    f
+                    for f, a in zip(futures, piece.addresses, strict=True)
+                    if a in current
+                ]
+
+    def _worker_index(self, name: str) -> int:
+        if name not in self.worker_names:
+            self.worker_names.append(name)
+        return self.worker_names.index(name)
+
+    def messages(self) -> dict[int, Message]:
+        """Newest message of every node."""
+        device = self.context.device
+        return {n: unpack(*one, device=device)[1] for n, one in self._packed.items()}
+
+    def snapshot(self) -> Packed:
+        """States and messages of all nodes."""
+        return dict(self._packed)
+
+    def restore(self, packed: Packed) -> None:
+        """Continue from a snapshot."""
+        self._packed = dict(packed)
+
+    def evaluate(
+        self, params: Tensor, buffers: Tensor | None, splits: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Sums of each split by shard, computed on the workers."""
+        sums, _ = RemoteEvaluation(
+            self.cluster, self.spec, params, buffers, splits
+        ).result()
+        return sums
+
+
+def _failure(futures: list[Future]) -> str:
+    """Why a piece cannot finish; errors of the run itself are raised."""
+    from distributed import KilledWorker
+
+    for future in futures:
+        if future.status == "error":
+            error = future.exception()
+            if not isinstance(error, KilledWorker):
+                raise error
+            return str(error)
+        if future.status in ("lost", "cancelled"):
+            return f"the scheduler {future.status} {future.key}"
+    return ""
+
+
+def prepare(cluster: Cluster, spec: RunSpec) -> None:
+    """Build the run's context, with its data resident, on every worker of the run."""
+    timeout_s = cluster.config.task_timeout_s
+    futures = [
+        cluster.client.submit(
+            warm,
+            spec,
+            workers=[address],
+            pure=False,
+            key=f"prepare-{uuid.uuid4().hex[:8]}",
+        )
+        for address in cluster.wait_for_workers()
+    ]
+    wait(futures, timeout=timeout_s)
+    cluster.client.gather(futures)
+
+
+def warm(spec: RunSpec) -> int:
+    """Load model, blocks and data in this process; returns the number of nodes."""
+    context = context_of(spec)
+    if spec.config.algorithm.scored:
+        shards = range(spec.config.n_shards)
+        for _ in context.data.batches("loss", shards, 0):
+            pass
+    return context.n_nodes
+
+
+class RemoteEvaluation:
+    """An evaluation spread over the cluster's workers, shards in order."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        spec: RunSpec,
+        params: Tensor,
+        buffers: Tensor | None,
+        splits: Sequence[str],
+    ) -> None:
+        self._cluster = cluster
+        self._splits = splits
+        arrays = (host(params), None if buffers is None else host(buffers))
+        addresses = cluster.wait_for_workers()
+        shards = np.arange(spec.config.n_shards)
+        parts = [p.tolist() for p in np.array_split(shards, len(addresses)) if len(p)]
+        resource = cluster.config.resource
+        self._futures = [
+            cluster.client.submit(
+                evaluate_share,
+                spec,
+                *arrays,
+                splits,
+                part,
+                key=f"evaluate-{uuid.uuid4().hex[:8]}",
+                workers=[addresses[i]],
+                allow_other_workers=True,
+                resources={resource: 1} if resource else None,
+                pure=False,
+            )
+            for i, part in enumerate(parts)
+        ]
+
+    def ready(self) -> bool:
+        """Whether ``result`` would not wait."""
+        return all(f.done() for f in self._futures)
+
+    def result(self) -> tuple[dict[str, np.ndarray], float]:
+        """(n_shards, 3) sums by split, and the worker-seconds that they took."""
+        wait(self._futures, timeout=self._cluster.config.task_timeout_s)
+        answers = self._cluster.client.gather(self._futures)
+        sums = {
+            s: np.concatenate([part[s] for part, _ in answers]) for s in self._splits
+        }
+        return sums, sum(busy for _, busy in answers)
+
+
+def evaluate_share(
+    spec: RunSpec,
+    params: np.ndarray,
+    buffers: np.ndarray | None,
+    splits: Sequence[str],
+    shards: list[int],
+) -> tuple[dict[str, np.ndarray], float]:
+    """One worker's shards of an evaluation, and the seconds that it took."""
+    began = time.perf_counter()
+    context = context_of(spec)
+    theta = tensor(params, context.device)
+    own = None if buffers is None else tensor(buffers, context.device)
+    sums = {split: context.evaluate(theta, own, split, shards) for split in splits}
+    return sums, time.perf_counter() - began
+
+
+def host(values: Tensor) -> np.ndarray:
+    """A copy in host memory."""
+    array: np.ndarray = values.detach().cpu().numpy().copy()
+    return array

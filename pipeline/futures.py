@@ -1,0 +1,279 @@
+"""An executor of Dask futures: updates read the shared Variable, scores publish to it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from distributed import Future, KilledWorker, get_client, get_worker
+
+from blocks.algorithm import LossRecord
+from pipeline.cluster import Cluster
+from pipeline.context import RunSpec, context_of
+from pipeline.executor import (
+    Done,
+    Lost,
+    Points,
+    ScoreDone,
+    ScoreTask,
+    UpdateDone,
+    UpdateTask,
+)
+from pipeline.loss_board import VariableBoard
+from pipeline.placement import place_nodes
+from pipeline.updates import Resident, record_of, score_points, take_step
+
+logger = logging.getLogger(__name__)
+
+UPDATE_PRIORITY = 1  # updates are short and unblock the next score
+
+
+class FuturesExecutor:
+    """Runs a coordinator's tasks on a cluster.
+
+    A group's states stay in its worker's cache; a task that does not find them answers
+    "missed" and comes again with what they are rebuilt from. A score is one future a
+    worker and a last one that publishes; each publication depends on the one before.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        cluster: Cluster,
+        n_nodes: int,
+        groups: list[tuple[int, ...]] | None = None,
+        last: LossRecord | None = None,
+    ) -> None:
+        config = spec.config
+        self.spec = spec
+        self.client = cluster.client
+        self.cluster = cluster
+        self.n_workers = config.cluster.workers
+        self._groups = groups or [
+            g for g in place_nodes(n_nodes, self.n_workers, config.own_worker) if g
+        ]
+        self._n_scorers = max(self.n_workers - len(set(config.own_worker)), 1)
+        self._nonce = uuid.uuid4().hex[:8]
+        self.board_name = f"ndcao-{spec.run_id}-{self._nonce}"
+        board = VariableBoard(self.board_name, spec.run_id, self.client)
+        board.open()
+        if last is not None:
+            board.publish(last)
+        self._published: dict[int, Future] = {}
+        self._updates: dict[int, Future] = {}  # newest queued update by group
+        self._finished: queue.SimpleQueue[tuple[Future, Any]] = queue.SimpleQueue()
+        self._tasks: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._count = 0
+        self._started = time.time()
+        self._addresses: list[str] = []
+        self._names: dict[str, str] = {}
+        self._looked = 0.0
+
+    def close(self) -> None:
+        """Cancel what is queued, drop the workers' states, delete the Variable."""
+        with self._lock:
+            rest = [f for f, _ in self._tasks.values()]
+        self.client.cancel(rest)
+        VariableBoard(self.board_name, self.spec.run_id, self.client).delete()
+        self.client.run(forget, self.board_name, on_error="ignore")
+
+    def now(self) -> float:
+        """Wall seconds."""
+        return time.time()
+
+    def groups(self) -> list[tuple[int, ...]]:
+        """Nodes by group."""
+        return self._groups
+
+    def _place(self, slot: int) -> dict[str, Any]:
+        """Where a task prefers to run; another worker takes it when that one is gone."""
+        if time.monotonic() - self._looked > 1.0 or not self._addresses:
+            self._names = self.cluster.workers()
+            self._addresses = list(self._names)[: self.n_workers]
+            self._looked = time.monotonic()
+        if not self._addresses:
+            self._addresses = self.cluster.wait_for_workers()
+        resource = self.cluster.config.resource
+        return {
+            "workers": [self._addresses[slot % len(self._addresses)]],
+            "allow_other_workers": True,
+            "resources": {resource: 1} if resource else None,
+            "pure": False,
+        }
+
+    def _submit(
+        self, what: Any, function: Any, *args: Any, key: str, **where: Any
+    ) -> Future:
+        self._count += 1
+        unique = f"{key}-{self._nonce}-{self._count}"
+        future = self.client.submit(function, *args, key=unique, **where)
+        if what is not None:
+            with self._lock:
+                self._tasks[unique] = (future, what)
+            future.add_done_callback(self._note)
+        return future
+
+    def _note(self, future: Future) -> None:
+        self._finished.put((future, None))
+
+    def submit_update(self, task: UpdateTask) -> None:
+        """Queue an update behind the group's previous one and its version's publication."""
+        after = [self._updates.get(task.group), self._published.get(task.at_least)]
+        blocks = "+".join(f"b{node}" for node in task.nodes[:4])
+        self._updates[task.group] = self._submit(
+            task,
+            update_group,
+            self.spec,
+            self.board_name,
+            task,
+            [f for f in after if f is not None and f.status != "error"],
+            key=f"update-{blocks}-s{task.step}",
+            priority=UPDATE_PRIORITY,
+            **self._place(task.group),
+        )
+
+    def submit_score(self, task: ScoreTask) -> None:
+        """Queue a score: one future a worker, then its publication."""
+        n_shards = self.spec.config.n_shards
+        parts = np.array_split(np.arange(n_shards), self._n_scorers)
+        shares = [
+            self._submit(
+                None,
+                score_share,
+                self.spec,
+                task.points,
+                task.steps,
+                part.tolist(),
+                task.subset,
+                key=f"score-v{task.version}-share{i}",
+                **self._place(i),
+            )
+            for i, part in enumerate(parts)
+            if len(part)
+        ]
+        bare = replace(task, points={})
+        publication = self._submit(
+            task,
+            publish_score,
+            self.spec,
+            self.board_name,
+            bare,
+            shares,
+            self._published.get(task.version - 1),
+            key=f"publish-v{task.version}",
+            priority=UPDATE_PRIORITY,
+            **self._place(0),
+        )
+        self._published[task.version] = publication
+        self._published.pop(task.version - 4, None)
+
+    def poll(self, timeout_s: float) -> list[Done]:
+        """Answers since the last call."""
+        try:
+            finished = [self._finished.get(timeout=timeout_s)[0]]
+        except queue.Empty:
+            return []
+        while True:
+            try:
+                finished.append(self._finished.get_nowait()[0])
+            except queue.Empty:
+                break
+        with self._lock:
+            known = [(f, self._tasks.pop(f.key, (None, None))[1]) for f in finished]
+        answers: list[Done] = []
+        ready = [
+            (f, task)
+            for f, task in known
+            if task is not None and f.status == "finished"
+        ]
+        values = self.client.gather([f for f, _ in ready], errors="skip")
+        if len(values) == len(ready):
+            answers += [
+                self._answer(t, v) for (_, t), v in zip(ready, values, strict=True)
+            ]
+        else:  # a worker died between its answer and our asking
+            answers += [Lost(task) for _, task in ready]
+        for future, task in known:
+            if task is None or future.status == "finished":
+                continue
+            if future.status == "error":
+                error = future.exception()
+                if not isinstance(error, KilledWorker):
+                    raise error
+            answers.append(Lost(task))
+        return answers
+
+    def _answer(self, task: Any, value: Any) -> Done:
+        if isinstance(task, ScoreTask):
+            record, start, end = value
+            return ScoreDone(task, record, start, end)
+        done: UpdateDone = value
+        return replace(
+            done, task=task, worker=self._names.get(done.worker, done.worker)
+        )
+
+
+_RESIDENT: dict[tuple[str, tuple[int, ...]], Resident] = {}
+
+
+def forget(board_name: str) -> None:
+    """Drop a run's states from this worker."""
+    for key in [k for k in _RESIDENT if k[0] == board_name]:
+        del _RESIDENT[key]
+
+
+def update_group(
+    spec: RunSpec, board_name: str, task: UpdateTask, after: list[Any]
+) -> UpdateDone:
+    """Take one step of a group on this worker; ``after`` only orders it."""
+    context = context_of(spec)
+    board = VariableBoard(board_name, spec.run_id, client=get_client())
+    key = (board_name, task.nodes)
+    resident, done = take_step(
+        context,
+        _RESIDENT.get(key),
+        task,
+        board,
+        timeout_s=spec.config.cluster.task_timeout_s,
+    )
+    if resident is not None:
+        _RESIDENT[key] = resident
+    return replace(done, task=replace(task, base=None), worker=get_worker().address)
+
+
+def score_share(
+    spec: RunSpec,
+    points: Points,
+    steps: tuple[int, ...],
+    shards: list[int],
+    subset: int,
+) -> tuple[dict[int, np.ndarray], float]:
+    """Loss sums (K,) of some shards, by shard, and when the work began."""
+    start = time.time()
+    rows = score_points(context_of(spec), points, steps, shards, subset)
+    return dict(zip(shards, rows, strict=True)), start
+
+
+def publish_score(
+    spec: RunSpec,
+    board_name: str,
+    task: ScoreTask,
+    shares: list[tuple[dict[int, np.ndarray], float]],
+    previous: Any,
+) -> tuple[LossRecord, float, float]:
+    """Add the shares in shard order and publish; ``previous`` only orders it."""
+    context = context_of(spec)
+    sums: dict[int, np.ndarray] = {}
+    for part, _ in shares:
+        sums.update(part)
+    in_order = np.stack([sums[shard] for shard in range(spec.config.n_shards)])
+    record = record_of(context, task.version, task.steps, task.subset, in_order)
+    VariableBoard(board_name, spec.run_id, client=get_client()).publish(record)
+    return record, min(start for _, start in shares), time.time()

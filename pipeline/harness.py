@@ -1,0 +1,253 @@
+"""The one training loop: rounds, scores, evaluations, budget, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipeline import pack
+from pipeline.config import Budget, RunConfig
+from pipeline.context import Context, RunSpec
+from pipeline.engines import Engine, host
+from pipeline.journal import Journal
+from pipeline.progress import Progress, Watcher
+from pipeline.record import mean_staleness
+
+PIECE_S = 2.0  # how long a synchronous piece should take
+MAX_ROUNDS_AHEAD = 500
+FIRST_ROUNDS = 4
+SPLITS = ("train", "val", "test")
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What one round uses of each countable budget; 0 = nothing."""
+
+    loss_values: int
+    samples: int
+    gradient_evals: int
+
+
+def round_costs(config: RunConfig, n_loss: int, n_train: int) -> Costs:
+    """Costs of one round of all nodes."""
+    algorithm = config.algorithm
+    if algorithm.scored:
+        return Costs(algorithm.n_probes, algorithm.n_probes * n_loss, 0)
+    return Costs(0, min(algorithm.batch_size, n_train), 1)
+
+
+def planned_rounds(budget: Budget, costs: Costs) -> int:
+    """Whole rounds within the countable budgets; 0 = open-ended (bytes or seconds only)."""
+    limits = [budget.steps] if budget.steps is not None else []
+    for limit, cost in (
+        (budget.loss_values, costs.loss_values),
+        (budget.samples, costs.samples),
+        (budget.gradient_evals, costs.gradient_evals),
+    ):
+        if limit is not None and cost:
+            limits.append(max(limit // cost, 1))
+    return min(limits, default=0)
+
+
+def binding(budget: Budget, costs: Costs, rounds: int) -> str:
+    """Name of the countable budget that ``planned_rounds`` stopped at."""
+    for name, cost in (
+        ("steps", 1),
+        ("loss_values", costs.loss_values),
+        ("samples", costs.samples),
+        ("gradient_evals", costs.gradient_evals),
+    ):
+        limit = getattr(budget, name)
+        if limit is not None and cost and max(limit // cost, 1) == rounds:
+            return name
+    return "steps"
+
+
+class Training:
+    """State that synchronous and asynchronous runs share, and what they do alike."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        context: Context,
+        checkpoint: Path,
+        watch: Watcher | None,
+        stop: threading.Event | None,
+    ) -> None:
+        self.spec = spec
+        self.config = spec.config
+        self.context = context
+        self.checkpoint_path = checkpoint
+        self.watch = watch or _ignore
+        self.stop = stop or threading.Event()
+        self.journal = Journal()
+        self.limit = spec.n_steps
+        self.eval_every = self.config.eval_every or max(1, self.limit // 20)
+        self.dashboard: str | None = None
+        self.n_workers = 1
+        self._saved = time.monotonic()
+        self._rate: tuple[float, int] = (time.monotonic(), -1)
+
+    def tell(self, phase: str, done: int) -> None:
+        """Show progress."""
+        last = self.journal.evals[-1] if self.journal.evals else {}
+        now, version = time.monotonic(), self.journal.version
+        then, before = self._rate
+        speed = (version - before) / (now - then) if now > then else 0.0
+        self._rate = (now, version)
+        staleness = 0.0 if self.config.barrier else mean_staleness(self.journal, 200)
+        self.watch(
+            Progress(
+                phase=phase,
+                round=done,
+                n_rounds=self.limit,
+                version=version,
+                loss=self.journal.loss
+                if version >= 0
+                else last.get("train_loss", math.nan),
+                test_accuracy=last.get("test_accuracy"),
+                val_accuracy=last.get("val_accuracy"),
+                versions_per_s=speed,
+                mean_staleness=staleness,
+                n_workers=self.n_workers,
+                elapsed_s=self.journal.wall_time_s,
+                dashboard=self.dashboard,
+            )
+        )
+
+    def over_seconds(self) -> bool:
+        """Whether the budget of seconds is used up."""
+        seconds = self.config.budget.seconds
+        return seconds is not None and self.journal.wall_time_s >= seconds
+
+    def over_bytes(self) -> bool:
+        """Whether the budget of bytes is used up."""
+        limit = self.config.budget.bytes
+        return limit is not None and self.journal.counters.bytes_moved >= limit
+
+    def save(self, kind: str, done: int, states: Any) -> None:
+        """Write the checkpoint; the record up to it is part of it."""
+        pack.save(
+            self.checkpoint_path,
+            {
+                "format": CHECKPOINT_FORMAT,
+                "kind": kind,
+                "config": self.config.model_dump_json(),
+                "run_id": self.spec.run_id,
+                "content_sha256": self.spec.content_sha256,
+                "n_steps": self.spec.n_steps,
+                "params": self.spec.params,
+                "buffers": self.spec.buffers,
+                "done": done,
+                "journal": self.journal.to_plain(),
+                "states": states,
+            },
+        )
+        self._saved = time.monotonic()
+
+    @property
+    def save_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() - self._saved >= self.config.checkpoint_every_s
+
+
+class BarrierTraining(Training):
+    """Synchronous rounds, piece by piece; a piece ends at evaluations and checkpoints."""
+
+    def run(self, engine: Engine, start: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Train from round ``start``; returns the final parameters and buffers."""
+        done = start
+        self.n_workers = engine.n_workers
+        if not self.journal.evals:
+            self._evaluate(engine, done)
+        pace = 0.0  # seconds a round
+        while not self.journal.stop_reason:
+            self.tell("training", done)
+            n_rounds = self._next_piece(done, pace)
+            began = time.monotonic()
+            outcome = engine.run(done, n_rounds)
+            spent = time.monotonic() - began
+            self.journal.wall_time_s += spent
+            self.journal.add(outcome)
+            self.journal.n_reruns, self.n_workers = engine.n_reruns, engine.n_workers
+            done += outcome.n_done
+            pace = spent / max(outcome.n_done, 1)
+            self._decide(done, outcome.n_done < n_rounds)
+            if (
+                self.journal.stop_reason
+                or done % self.eval_every == 0
+                or self._by_time()
+            ):
+                self._evaluate(engine, done)
+            if self.journal.stop_reason == "interrupted" or self.save_due:
+                self.save("barrier", done, engine.snapshot())
+        return self.context.solution(engine.messages())
+
+    def _next_piece(self, done: int, pace: float) -> int:
+        ahead = (
+            int(min(max(PIECE_S / pace, 1), MAX_ROUNDS_AHEAD)) if pace else FIRST_ROUNDS
+        )
+        if not pace and self.config.budget.bytes is not None:
+            ahead = 1
+        seconds = self.config.budget.seconds
+        if seconds is not None and pace:
+            left = max(seconds - self.journal.wall_time_s, 0.0)
+            ahead = min(ahead, max(math.ceil(left / pace), 1))
+        limits = [ahead]
+        if self.limit:
+            limits.append(self.limit - done)
+        if self.limit or self.config.eval_every:
+            limits.append(self.eval_every - done % self.eval_every)
+        return max(min(limits), 1)
+
+    def _by_time(self) -> bool:
+        """Open-ended runs are evaluated at every twentieth of their seconds."""
+        if self.limit or self.config.eval_every:
+            return False
+        every = (self.config.budget.seconds or 20 * PIECE_S) / 20
+        return self.journal.wall_time_s - self.journal.evals[-1]["wall_time_s"] >= every
+
+    def _decide(self, done: int, broke: bool) -> None:
+        journal = self.journal
+        costs = round_costs(
+            self.config, self.context.data.n_loss, self.context.data.n_train
+        )
+        if broke:
+            journal.stop_reason = "diverged: non-finite loss"
+        elif self.limit and done >= self.limit:
+            name = binding(self.config.budget, costs, self.limit)
+            journal.stop_reason = f"budget: {name}"
+        elif self.over_seconds():
+            journal.stop_reason = "budget: seconds"
+        elif self.over_bytes():
+            journal.stop_reason = "budget: bytes"
+        elif self.stop.is_set():
+            journal.stop_reason = "interrupted"
+
+    def _evaluate(self, engine: Engine, done: int) -> None:
+        began = time.monotonic()
+        params, buffers = self.context.solution(engine.messages())
+        sums = engine.evaluate(params, buffers, SPLITS)
+        row = self.journal.add_eval(
+            done,
+            sums,
+            host(params),
+            None if buffers is None else host(buffers),
+            self.journal.wall_time_s,
+            self.journal.version,
+            replace(self.journal.counters),
+        )
+        self.journal.eval_time_s += time.monotonic() - began
+        if not math.isfinite(row["train_loss"]) and not self.journal.stop_reason:
+            self.journal.stop_reason = "diverged: non-finite loss"
+
+
+def _ignore(_: Progress) -> None:
+    pass

@@ -1,0 +1,148 @@
+"""Algorithm states as arrays and JSON: nothing that a reader would have to unpickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import json
+import math
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+Arrays = list[np.ndarray]
+
+
+def pack(value: Any) -> tuple[Any, Arrays]:
+    """Split a state into a JSON-able tree and the arrays it refers to.
+
+    Accepts tensors, numpy arrays, numbers, strings, None, tuples, lists, dicts with
+    string or integer keys and (frozen) dataclasses of these.
+
+    Raises
+    ------
+    TypeError — for any other type, naming it.
+    """
+    arrays: Arrays = []
+    return _pack(value, arrays), arrays
+
+
+def unpack(tree: Any, arrays: Arrays, device: torch.device | str = "cpu") -> Any:
+    """Rebuild what ``pack`` split; tensors land on ``device`` in memory of their own."""
+    return _unpack(tree, arrays, torch.device(device))
+
+
+def tensor(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Copy ``array`` into torch's own memory: the same alignment in every process."""
+    dtype = torch.from_numpy(np.empty(0, dtype=array.dtype)).dtype
+    copy = torch.empty(array.shape, dtype=dtype)
+    copy.numpy()[...] = array
+    return copy.to(device)
+
+
+def _pack(value: Any, arrays: Arrays) -> Any:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        number = float(value)
+        return number if math.isfinite(number) else {"float": repr(number)}
+    if isinstance(value, torch.Tensor):
+        arrays.append(value.detach().cpu().numpy().copy())
+        return {"tensor": len(arrays) - 1}
+    if isinstance(value, np.ndarray):
+        arrays.append(value.copy())
+        return {"array": len(arrays) - 1}
+    if isinstance(value, (tuple, list)):
+        return {"tuple": [_pack(item, arrays) for item in value]}
+    if isinstance(value, dict):
+        return {
+            "dict": [[_pack(k, arrays), _pack(v, arrays)] for k, v in value.items()]
+        }
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = type(value)
+        fields = {
+            f.name: _pack(getattr(value, f.name), arrays)
+            for f in dataclasses.fields(value)
+            if f.init
+        }
+        return {"type": f"{kind.__module__}:{kind.__qualname__}", "fields": fields}
+    raise TypeError(
+        "`state` must consist of tensors, arrays, numbers, strings, None, tuples and "
+        f"dataclasses; got {type(value).__name__}. Change the algorithm's state."
+    )
+
+
+def _unpack(tree: Any, arrays: Arrays, device: torch.device) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if "float" in tree:
+        return float(tree["float"])
+    if "tensor" in tree:
+        return tensor(arrays[tree["tensor"]], device)
+    if "array" in tree:
+        return np.array(arrays[tree["array"]])
+    if "tuple" in tree:
+        return tuple(_unpack(item, arrays, device) for item in tree["tuple"])
+    if "dict" in tree:
+        pairs = [
+            (_unpack(k, arrays, device), _unpack(v, arrays, device))
+            for k, v in tree["dict"]
+        ]
+        return dict(pairs)
+    kind = _dataclass(tree["type"])
+    return kind(**{k: _unpack(v, arrays, device) for k, v in tree["fields"].items()})
+
+
+def _dataclass(name: str) -> type[Any]:
+    """The dataclass called ``module:qualname``; nothing else is ever built."""
+    module_name, _, qualname = name.partition(":")
+    found: Any = importlib.import_module(module_name)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise TypeError(
+            f"`checkpoint` must name dataclasses only; got {name}. Do not use it."
+        )
+    return found
+
+
+def save(path: Path, value: Any) -> None:
+    """Write ``value`` as one ``.npz`` of arrays and a JSON tree, atomically."""
+    tree, arrays = pack(value)
+    text = np.frombuffer(json.dumps(tree).encode(), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, tree=text, **{f"a{i}": a for i, a in enumerate(arrays)})
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Any:
+    """Read what ``save`` wrote.
+
+    Raises
+    ------
+    ValueError — if the file is truncated or not such a file.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            tree = json.loads(file["tree"].tobytes())
+            arrays = [file[f"a{i}"] for i in range(len(file.files) - 1)]
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as err:
+        raise ValueError(
+            f"`checkpoint` must be a complete checkpoint file; got {path}: {err}. "
+            "Train again with --again."
+        ) from err
+    return unpack(tree, arrays)

@@ -1,0 +1,145 @@
+"""Recompute a run from its record alone, in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from blocks.algorithm import LossRecord, Message
+from pipeline.config import RunConfig
+from pipeline.context import Context, RunSpec, use_threads
+from pipeline.data_store import open_store
+from pipeline.engines import host
+from pipeline.initial import initial_values
+from pipeline.record import hardware, package_versions, params_sha256
+from pipeline.run_store import open_run
+from pipeline.runs import find_run, store_path, summary
+from pipeline.store import ensure_store
+
+
+def replay(run: str | Path, *, results: str | Path = "results") -> dict[str, Any]:
+    """Recompute a run's final parameters from its record and compare their hash.
+
+    Neither stored parameters nor stored losses are read but to compare: the record says
+    which version every update folded and which steps every score joined, and the seed
+    and the configuration determine the rest.
+
+    Returns
+    -------
+    dict — the line of ``train --json`` with the recomputed ``params_sha256``, and
+        ``matches``, ``recorded_params_sha256``, ``losses_match``, ``same_platform``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError — if the run or its data are not there or damaged.
+    """
+    folder, run_id = find_run(run, results)
+    ds = open_run(store_path(folder, run_id))
+    ds.attrs["store"] = str(store_path(folder, run_id))
+    context = _context(ds, Path(results))
+    messages, losses_match = recompute(context, ds)
+    params, _ = context.solution(messages)
+    digest = params_sha256(host(params))
+    line = summary(ds)
+    recorded = line["params_sha256"]
+    return {
+        **line,
+        "status": "replayed",
+        "params_sha256": digest,
+        "recorded_params_sha256": recorded,
+        "matches": digest == recorded,
+        "losses_match": losses_match,
+        "same_platform": _same_platform(ds),
+    }
+
+
+def _context(ds: xr.Dataset, results: Path) -> Context:
+    config = RunConfig.model_validate_json(ds.attrs["config"])
+    path = ensure_store(ds.attrs["data_store"])
+    data = open_store(path)
+    if data.content_sha256 != ds.attrs["data_sha256"]:
+        raise ValueError(
+            f"`dataset` must be the one the run was trained on; {path} has another content. "
+            "Ingest the original data again."
+        )
+    params, buffers = initial_values(config, data, results)
+    spec = RunSpec(
+        ds.attrs["run_id"],
+        config,
+        str(path),
+        data.content_sha256,
+        ds.attrs["n_steps"],
+        params,
+        buffers,
+    )
+    use_threads(config)
+    return Context(spec, data)
+
+
+def recompute(context: Context, ds: xr.Dataset) -> tuple[dict[int, Message], bool]:
+    """Walk the record: every score after the updates it joined, every update after its
+    version. Returns the final messages and whether all losses were the recorded ones.
+    """
+    seen = _seen_versions(context, ds)
+    nodes = range(context.n_nodes)
+    current = {node: context.init_node(node) for node in nodes}
+    taken = dict.fromkeys(nodes, 0)
+    records: dict[int, LossRecord] = {}
+
+    def advance(node: int, until: int) -> None:
+        while taken[node] < until:
+            step = taken[node]
+            record = records[seen[node][step]] if context.algorithm.scored else None
+            state, message, _ = context.update(node, step, current[node][0], record)
+            current[node] = (state, message)
+            taken[node] = step + 1
+
+    losses_match = True
+    all_shards = list(range(context.config.n_shards))
+    rows = zip(
+        ds["score_version"].values.tolist(),
+        ds["score_steps"].values.tolist(),
+        ds["score_subset"].values.tolist(),
+        ds["score_losses"].values.tolist(),
+        strict=True,
+    )
+    for version, steps, subset, recorded in rows:
+        for node in nodes:
+            advance(node, steps[node])
+        messages = {node: message for node, (_, message) in current.items()}
+        losses = context.combine_losses(
+            context.score(messages, steps, all_shards, subset)
+        )
+        losses_match &= list(losses) == recorded
+        records[version] = LossRecord(
+            context.spec.run_id, version, losses, tuple(steps), subset
+        )
+    for node in nodes:
+        advance(node, len(seen[node]))
+    return {node: message for node, (_, message) in current.items()}, losses_match
+
+
+def _seen_versions(context: Context, ds: xr.Dataset) -> list[list[int]]:
+    """By node: the version folded by each of its steps, in order."""
+    seen: list[dict[int, int]] = [{} for _ in range(context.n_nodes)]
+    rows = zip(
+        ds["update_node"].values.tolist(),
+        ds["update_step"].values.tolist(),
+        ds["seen_version"].values.tolist(),
+        strict=True,
+    )
+    for node, step, version in rows:
+        seen[node][step - 1] = version
+    return [[steps[k] for k in range(len(steps))] for steps in seen]
+
+
+def _same_platform(ds: xr.Dataset) -> bool:
+    here = {"versions": package_versions(), "hardware": hardware()}
+    keys = ("processor", "cpu_capability", "gpus")
+    stored = json.loads(ds.attrs["hardware"])
+    return json.loads(ds.attrs["versions"]) == here["versions"] and all(
+        stored[key] == here["hardware"][key] for key in keys
+    )

@@ -1,0 +1,147 @@
+"""One self-contained HTML page that compares runs; it opens with no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import xarray as xr
+
+from pipeline.report_data import chart_data
+from pipeline.report_tables import (
+    difference_table,
+    how_it_ended,
+    method_table,
+    provenance_list,
+    run_table,
+)
+from pipeline.series import FINISHED, PALETTE, Group, group_runs
+from pipeline.whole_file import write_whole
+
+__all__ = ["report_html", "write_report"]
+
+#: Fewer seeds than this show nothing about a difference.
+MIN_SEEDS = 3
+_PARTS = Path(__file__).parent / "report_page"
+
+
+def write_report(ds: xr.Dataset, out: str | Path, title: str | None = None) -> Path:
+    """Write the comparison as one HTML page, whole or not at all.
+
+    Parameters
+    ----------
+    ds : Dataset — from `pipeline.compare.combine_runs`.
+    out : the file to write; its folder is made where it is missing.
+    title : heading of the page; the default says how many runs it compares.
+
+    Returns
+    -------
+    ``out``.
+    """
+    return write_whole(Path(out), report_html(ds, title))
+
+
+def report_html(ds: xr.Dataset, title: str | None = None) -> str:
+    """Return the page of `write_report`: tables, curves, differences and provenance.
+
+    The page loads nothing: its policy forbids it. Text from runs is escaped, and its
+    only script is known to the policy by its hash.
+    """
+    groups = group_runs(ds)
+    script = _part("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    heading = title or f"Comparison of {_count(ds.sizes['run'], 'run')}"
+    return Template(_part("page.html")).substitute(
+        title=html.escape(heading),
+        script_hash=f"sha256-{digest}",
+        palette=_palette_css(groups),
+        css=_part("page.css"),
+        lead=html.escape(_lead(ds, groups)),
+        notes="\n".join(
+            f'<p class="warn">{html.escape(n)}</p>' for n in _notes(ds, groups)
+        ),
+        methods=method_table(ds, groups),
+        runs=run_table(ds),
+        differences=difference_table(ds, groups),
+        provenance=provenance_list(ds),
+        data=_script_safe(json.dumps(chart_data(ds, groups), allow_nan=False)),
+        script=script,
+    )
+
+
+def _part(name: str) -> str:
+    return (_PARTS / name).read_text(encoding="utf-8")
+
+
+def _script_safe(text: str) -> str:
+    """Return JSON that cannot end or open an element of the page around it."""
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _palette_css(groups: Sequence[Group]) -> str:
+    used = range(1 + max(group.colour for group in groups))
+    light, dark = (
+        "".join(f"--c{i}: {PALETTE[i % len(PALETTE)][shade]}; " for i in used)
+        for shade in (0, 1)
+    )
+    return (
+        f":root {{ {light}}}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
+    )
+
+
+def _lead(ds: xr.Dataset, groups: Sequence[Group]) -> str:
+    seeds = len(np.unique(ds["seed"].values))
+    parts = [_count(len(groups), "method"), _count(seeds, "seed")]
+    for name in ("dataset", "model", "partition"):
+        values = list(dict.fromkeys(ds[name].values.tolist()))
+        shown = ", ".join(values[:3]) + (" and others" if len(values) > 3 else "")
+        parts.append(f"{name} {shown}")
+    return " · ".join(parts)
+
+
+def _notes(ds: xr.Dataset, groups: Sequence[Group]) -> Iterable[str]:
+    """Yield what a reader must know before reading the figures."""
+    small = [group for group in groups if len(group.runs) < MIN_SEEDS]
+    if small:
+        yield (
+            f"Fewer than {MIN_SEEDS} seeds: "
+            + ", ".join(f"{group.label} (n = {len(group.runs)})" for group in small)
+            + ". Differences between methods may be chance."
+        )
+    seeds = {tuple(sorted(ds["seed"].values[list(g.runs)].tolist())) for g in groups}
+    if len(seeds) > 1:
+        yield "The methods do not share the same seeds, so runs cannot all be paired."
+    status = ds["status"].values.tolist()
+    ended = [i for i, value in enumerate(status) if value != FINISHED]
+    if ended:
+        reasons = ds["stop_reason"].values.tolist()
+        names = ", ".join(
+            f"{ds['run_id'].values[i]} ({how_it_ended(status[i], reasons[i])})"
+            for i in ended[:10]
+        )
+        more = f" and {len(ended) - 10} more" if len(ended) > 10 else ""
+        yield (
+            f"{_count(len(ended), 'run')} ended early; the figures are from there: "
+            f"{names}{more}."
+        )
+    skipped = ds.attrs.get("skipped", [])
+    if skipped:
+        yield f"Left out: {'; '.join(skipped)}."
+    for name, what in (("git_commit", "commits"), ("hardware", "machines")):
+        if len(np.unique(ds[name].values)) > 1:
+            yield f"Runs come from different {what}: see Provenance."
+    if ds["git_dirty"].values.any():
+        yield "Some runs come from code with uncommitted changes."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,224 @@
+"""Synchronous rounds of one worker's share: score → publish → every block updates.
+
+A *piece* is a bounded number of rounds. One future a worker runs its blocks' updates
+and its shards of every score of the piece, and reads the Variable for each round. A
+piece is a transaction: its answers count only when every worker has finished it, so a
+death costs the piece and changes nothing (the same inputs give the same bits).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from blocks.algorithm import LossRecord, Message
+from blocks.oracle import Counters
+from pipeline.context import Context, RunSpec, context_of
+from pipeline.loss_board import LocalBoard, LossBoard, VariableBoard, pinned
+from pipeline.mailbox import Link, PieceAborted, end_piece
+from pipeline.pack import pack, tensor, unpack
+
+NodeState = tuple[Any, Message]
+Packed = dict[int, tuple[Any, list[np.ndarray]]]  # by node
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one worker does in a piece."""
+
+    nodes: tuple[int, ...]
+    shards: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A bounded number of rounds of one run, the same for all its workers."""
+
+    spec: RunSpec
+    name: str  # unique for (run, first round, attempt)
+    board: str  # name of the Variable
+    first: int  # first round; round k scores version k and takes step k
+    n_rounds: int
+    shares: tuple[Share, ...]  # by rank; rank 0 publishes
+    timeout_s: float
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a worker, or the whole piece, has done."""
+
+    updates: list[tuple[int, int, int, float, float]] = field(default_factory=list)
+    scores: list[tuple[LossRecord, float, float]] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+    n_done: int = 0  # complete rounds
+    aborted: str = ""
+    busy_s: float = 0.0
+
+    def add(self, other: Outcome) -> None:
+        """Merge another worker's outcome of the same piece."""
+        self.updates += other.updates
+        self.scores += other.scores
+        self.counters.add(other.counters)
+        self.n_done = max(self.n_done, other.n_done)
+        self.aborted = self.aborted or other.aborted
+        self.busy_s += other.busy_s
+
+
+class Worker:
+    """One worker's side of a piece; with a single share it needs no peers at all."""
+
+    def __init__(
+        self,
+        context: Context,
+        piece: Piece,
+        rank: int,
+        board: LossBoard,
+        link: Link | None,
+    ) -> None:
+        self.context = context
+        self.piece = piece
+        self.rank = rank
+        self.share = piece.shares[rank]
+        self.board = board
+        self.link = link
+        self.outcome = Outcome()
+        self.scorers = [r for r, s in enumerate(piece.shares) if s.shards]
+
+    def run(self, states: dict[int, NodeState]) -> dict[int, NodeState]:
+        """Run the piece's rounds; returns the nodes' new states and messages."""
+        for k in range(self.piece.first, self.piece.first + self.piece.n_rounds):
+            record = self._score(k, states) if self.context.algorithm.scored else None
+            if record is not None and not all(map(math.isfinite, record.losses)):
+                break
+            states = self._update(k, states, record)
+            self.outcome.n_done += 1
+        return states
+
+    def _update(
+        self, k: int, states: dict[int, NodeState], record: LossRecord | None
+    ) -> dict[int, NodeState]:
+        new = {}
+        for node, (state, _) in states.items():
+            start = time.time()
+            delay = self.context.config.delays.get(node, 0.0)
+            if delay:
+                time.sleep(
+                    delay
+                )  # a straggler on request, not a way to wait for anything
+            state, message, used = self.context.update(node, k, state, record)
+            new[node] = (state, message)
+            end = time.time()
+            self.outcome.updates.append((node, k, k if record else -1, start, end))
+            self.outcome.busy_s += end - start
+            self.outcome.counters.add(used)
+            self.outcome.counters.bytes_moved += message.n_bytes
+        return new
+
+    def _score(self, k: int, states: dict[int, NodeState]) -> LossRecord:
+        start = time.time()
+        own = {node: message for node, (_, message) in states.items()}
+        sums: dict[int, np.ndarray] = {}
+        messages = self._exchange_points(k, own)
+        if self.share.shards:
+            busy = time.time()
+            steps = [k] * self.context.n_nodes
+            subset = self.context.subset(k)
+            rows = self.context.score(messages, steps, self.share.shards, subset)
+            sums = dict(zip(self.share.shards, rows, strict=True))
+            self.outcome.busy_s += time.time() - busy
+        known = self._exchange_losses(k, sums, start)
+        return pinned(self.board, k, known, self.piece.timeout_s)
+
+    def _exchange_points(self, k: int, own: dict[int, Message]) -> dict[int, Message]:
+        if self.link is None:
+            return own
+        sent = {n: (m.point.cpu().numpy(), m.probe_std) for n, m in own.items()}
+        others = [r for r in self.scorers if r != self.rank]
+        if own:
+            self.link.post(others, f"points-{k}-{self.rank}", sent)
+        if not self.share.shards:
+            return own
+        messages = dict(own)
+        for rank, share in enumerate(self.piece.shares):
+            if rank != self.rank and share.nodes:
+                for node, (point, std) in self.link.take(f"points-{k}-{rank}").items():
+                    messages[node] = Message(
+                        tensor(point, self.context.device), probe_std=std
+                    )
+        return messages
+
+    def _exchange_losses(
+        self, k: int, sums: dict[int, np.ndarray], start: float
+    ) -> LossRecord | None:
+        """Partial losses to rank 0, which publishes; the record to everybody."""
+        if self.rank != 0:
+            assert self.link is not None
+            if sums:
+                self.link.post([0], f"losses-{k}-{self.rank}", sums)
+            record: LossRecord = self.link.take(f"record-{k}")
+            return record
+        for rank in self.scorers:
+            if rank != 0:
+                assert self.link is not None
+                sums.update(self.link.take(f"losses-{k}-{rank}"))
+        in_order = np.stack(
+            [sums[shard] for shard in range(self.context.config.n_shards)]
+        )
+        losses = self.context.combine_losses(in_order)
+        record = LossRecord(
+            self.context.spec.run_id,
+            k,
+            losses,
+            (k,) * self.context.n_nodes,
+            self.context.subset(k),
+        )
+        self.board.publish(record)
+        if self.link is not None:
+            others = range(1, len(self.piece.shares))
+            self.link.post(others, f"record-{k}", record)
+        self.outcome.scores.append((record, start, time.time()))
+        used = self.outcome.counters
+        used.n_loss_evals += len(losses)
+        used.n_samples += len(losses) * self.context.data.n_loss
+        used.bytes_moved += record_bytes(record) * self.context.n_nodes
+        return record
+
+
+def record_bytes(record: LossRecord) -> int:
+    """Bytes of a record's numbers: 8 a loss, 4 a scored step, 16 for version and draw."""
+    return 8 * len(record.losses) + 4 * len(record.steps) + 16
+
+
+def run_in_process(
+    context: Context, piece: Piece, states: dict[int, NodeState], board: LocalBoard
+) -> tuple[dict[int, NodeState], Outcome]:
+    """Run a piece with one share in this process."""
+    worker = Worker(context, piece, 0, board, None)
+    states = worker.run(states)
+    return states, worker.outcome
+
+
+def run_on_worker(piece: Piece, rank: int, packed: Packed) -> tuple[Packed, Outcome]:
+    """Run one rank of a piece inside a Dask task."""
+    from distributed import get_client
+
+    context = context_of(piece.spec)
+    alone = len(piece.shares) == 1
+    link = None if alone else Link(piece.name, piece.addresses, rank, piece.timeout_s)
+    board = VariableBoard(piece.board, piece.spec.run_id, client=get_client())
+    worker = Worker(context, piece, rank, board, link)
+    states = {node: unpack(*one, device=context.device) for node, one in packed.items()}
+    try:
+        if link is not None:
+            link.meet()
+        states = worker.run(states)
+    except PieceAborted as err:
+        return {}, Outcome(aborted=str(err))
+    finally:
+        end_piece(piece.name)
+    return {node: pack(one) for node, one in states.items()}, worker.outcome

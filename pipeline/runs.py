@@ -1,0 +1,261 @@
+"""The folder of runs: list, find, open, evaluate, export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from pipeline.run_store import open_run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "RunInfo",
+    "checkpoint_path",
+    "evaluate_run",
+    "export_run",
+    "find_run",
+    "list_runs",
+    "load_model",
+    "open_run",
+    "store_path",
+    "summary",
+]
+
+CHECKPOINT = ".checkpoint.npz"
+STORE = ".zarr"
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """One line of ``ndcao runs``."""
+
+    run_id: str
+    experiment: str
+    status: str  # complete, diverged, interrupted, damaged
+    path: Path
+    test_accuracy: float | None = None
+    train_loss: float | None = None
+    n_loss_evals: int | None = None
+    wall_time_s: float | None = None
+    stop_reason: str = ""
+
+
+def store_path(folder: Path, run_id: str) -> Path:
+    """Where a finished run lies."""
+    return folder / f"{run_id}{STORE}"
+
+
+def checkpoint_path(folder: Path, run_id: str) -> Path:
+    """Where a run leaves its checkpoint while it trains."""
+    return folder / f"{run_id}{CHECKPOINT}"
+
+
+def list_runs(results: str | Path) -> list[RunInfo]:
+    """Return every run under ``results``, finished ones and those to be resumed.
+
+    Only attributes are read; damaged stores are listed as such.
+    """
+    folder = Path(results)
+    found = []
+    for path in sorted(folder.glob(f"*/*{STORE}")):
+        found.append(_stored(path))
+    for path in sorted(folder.glob(f"*/*{CHECKPOINT}")):
+        run_id = path.name.removesuffix(CHECKPOINT)
+        found.append(RunInfo(run_id, path.parent.name, "interrupted", path))
+    return found
+
+
+def _stored(path: Path) -> RunInfo:
+    run_id, experiment = path.name.removesuffix(STORE), path.parent.name
+    try:
+        attrs = json.loads((path / "zarr.json").read_text(encoding="utf-8"))[
+            "attributes"
+        ]
+    except (OSError, ValueError, KeyError):
+        attrs = {}
+    if attrs.get("complete") is not True:
+        return RunInfo(run_id, experiment, "damaged", path)
+    return RunInfo(
+        run_id,
+        experiment,
+        attrs["status"],
+        path,
+        attrs["test_accuracy"],
+        attrs["train_loss"],
+        attrs["n_loss_evals"],
+        attrs["wall_time_s"],
+        attrs["stop_reason"],
+    )
+
+
+def find_run(
+    run: str | Path, results: str | Path, checkpoint: bool = False
+) -> tuple[Path, str]:
+    """Return (folder, run id) of a run given by path, by id, or by the start of its id.
+
+    Raises
+    ------
+    FileNotFoundError — if there is no such run.
+    ValueError — if several runs fit.
+    """
+    path = Path(run)
+    for suffix in (STORE, CHECKPOINT):
+        if path.name.endswith(suffix) and path.exists():
+            return path.parent, path.name.removesuffix(suffix)
+    suffixes = (STORE, CHECKPOINT) if checkpoint else (STORE,)
+    fits = {
+        (found.parent, found.name.removesuffix(suffix))
+        for suffix in suffixes
+        for found in Path(results).glob(f"*/*{suffix}")
+        if found.name.startswith(str(run)) and not found.name.startswith(".")
+    }
+    exact = {(folder, run_id) for folder, run_id in fits if run_id == str(run)}
+    chosen = exact or fits
+    if not chosen:
+        raise FileNotFoundError(
+            f"`run` must be a run's id, the start of one, or a store's path; got {run}, "
+            f"and nothing under {results} fits. See `ndcao runs`."
+        )
+    if len(chosen) > 1:
+        names = ", ".join(sorted(f"{f.name}/{r}" for f, r in chosen)[:4])
+        raise ValueError(
+            f"`run` must name one run; got {run}, which fits {names}. Add more."
+        )
+    return chosen.pop()
+
+
+def open_named(run: str | Path, results: str | Path) -> xr.Dataset:
+    """Open a run given as ``find_run`` takes it."""
+    folder, run_id = find_run(run, results)
+    ds = open_run(store_path(folder, run_id))
+    ds.attrs["store"] = str(store_path(folder, run_id))
+    return ds
+
+
+def summary(ds: xr.Dataset) -> dict[str, Any]:
+    """Return the line that ``ndcao train --json`` prints."""
+    names = ("run_id", "store", "status", "stop_reason", "test_accuracy", "train_loss")
+    counts = ("n_loss_evals", "n_samples", "wall_time_s", "params_sha256")
+    return {name: ds.attrs.get(name) for name in names + counts}
+
+
+def load_model(
+    run: str | Path | xr.Dataset, results: str | Path = "results"
+) -> nn.Module:
+    """Return the trained network of a run as a torch module in evaluation mode.
+
+    Inputs are standardised images, float32 (n, C, H, W): see ``pipeline.batches``.
+
+    Parameters
+    ----------
+    run : a run's dataset, path or id.
+    """
+    from blocks.forward import FlatModel
+    from pipeline.pack import tensor
+
+    ds = run if isinstance(run, xr.Dataset) else open_named(run, results)
+    model = FlatModel(_bare_module(ds))
+    buffers = tensor(ds["buffers"].values) if "buffers" in ds else None
+    return model.to_module(tensor(ds["params"].values), buffers)
+
+
+def _bare_module(ds: xr.Dataset) -> nn.Module:
+    from blocks.models import build_model
+    from pipeline.config import RunConfig
+
+    config = RunConfig.model_validate_json(ds.attrs["config"])
+    shape = tuple(json.loads(ds.attrs["image_shape"]))
+    return build_model(
+        config.model.name,
+        shape,
+        ds.attrs["n_classes"],
+        seed=config.seed,
+        **config.model.arguments(),
+    )
+
+
+def evaluate_run(
+    run: str | Path,
+    dataset: str | Path | None = None,
+    results: str | Path = "results",
+) -> dict[str, Any]:
+    """Score a run's final network again, on its own data or on another data set.
+
+    Computed shard by shard as in training, in this process: on the run's own data the
+    test accuracy is the recorded one, exactly.
+
+    Returns
+    -------
+    dict — run_id, dataset, test_loss, test_accuracy, n_test, recorded_test_accuracy.
+    """
+    from pipeline.config import RunConfig
+    from pipeline.context import Context, RunSpec
+    from pipeline.data_store import open_store
+    from pipeline.pack import tensor
+    from pipeline.store import ensure_store
+
+    ds = open_named(run, results)
+    config = RunConfig.model_validate_json(ds.attrs["config"])
+    config = config.model_copy(update={"device": "cpu"})
+    path = ensure_store(dataset if dataset is not None else ds.attrs["data_store"])
+    data = open_store(path)
+    shape = tuple(json.loads(ds.attrs["image_shape"]))
+    if (data.image_shape, data.n_classes) != (shape, ds.attrs["n_classes"]):
+        raise ValueError(
+            f"`dataset` must have images {shape} and {ds.attrs['n_classes']} classes; got "
+            f"{data.image_shape} and {data.n_classes}. Choose one like the run's own."
+        )
+    spec = RunSpec(
+        ds.attrs["run_id"],
+        config,
+        str(path),
+        data.content_sha256,
+        ds.attrs["n_steps"],
+        ds["params"].values,
+        ds["buffers"].values if "buffers" in ds else None,
+    )
+    context = Context(spec, data)
+    buffers = tensor(ds["buffers"].values) if "buffers" in ds else None
+    sums = context.evaluate(
+        tensor(ds["params"].values), buffers, "test", range(config.n_shards)
+    )
+    total = np.zeros(3)
+    for shard in sums:
+        total += shard
+    return {
+        "run_id": ds.attrs["run_id"],
+        "dataset": data.name,
+        "test_loss": float(total[0] / total[2]),
+        "test_accuracy": float(total[1] / total[2]),
+        "n_test": int(total[2]),
+        "recorded_test_accuracy": ds.attrs["test_accuracy"],
+    }
+
+
+def export_run(
+    run: str | Path, path: str | Path, results: str | Path = "results"
+) -> Path:
+    """Write a run's network as a safetensors file that ``--init`` and other tools read.
+
+    The file's metadata name the run, the model, the image shape and the
+    standardisation.
+    """
+    from safetensors.torch import save
+
+    from pipeline.whole_file import write_whole
+
+    ds = open_named(run, results)
+    module = load_model(ds)
+    metadata = {
+        key: str(ds.attrs[key])
+        for key in ("run_id", "model", "image_shape", "class_names", "mean", "std")
+    }
+    state = {name: value.contiguous() for name, value in module.state_dict().items()}
+    return write_whole(Path(path), save(state, metadata))

@@ -1,0 +1,140 @@
+"""Byte streams that are counted, hashed and never unpack past a stated limit."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+
+from pipeline.sources import raw
+
+PIECE_BYTES = 2**20
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class CheckedStream(io.RawIOBase):
+    """Reads another stream, counting and hashing what passes.
+
+    Raises ``ValueError`` naming ``where`` when the content is damaged or passes
+    ``raw.MAX_UNPACKED_BYTES``.
+    """
+
+    def __init__(self, source: BinaryIO, where: str) -> None:
+        self._source = source
+        self._where = where
+        self._hash = hashlib.sha256()
+        self.n_bytes = 0
+
+    def readable(self) -> bool:
+        """Return True: this is what the stream is for."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Read up to ``size`` bytes; fewer only at the end."""
+        try:
+            data = self._source.read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as err:
+            raise ValueError(
+                f"`source` must be a whole file; got a truncated or damaged one at "
+                f"{self._where} ({err}). Fetch it again."
+            ) from err
+        self.n_bytes += len(data)
+        refuse_bomb(self.n_bytes, self._where)
+        self._hash.update(data)
+        return data
+
+    def read_exactly(self, size: int) -> bytes:
+        """Read ``size`` bytes, or raise because the file ends too early."""
+        refuse_bomb(self.n_bytes + size, self._where)
+        data = self.read(size)
+        if len(data) < size:
+            raise ValueError(
+                f"`source` must be a whole file; got one truncated after "
+                f"{self.n_bytes} bytes at {self._where}, {size - len(data)} too few. "
+                "Fetch it again."
+            )
+        return data
+
+    def drain(self) -> int:
+        """Read to the end; return how many bytes that was."""
+        before = self.n_bytes
+        while self.read(PIECE_BYTES):
+            pass
+        return self.n_bytes - before
+
+    @property
+    def sha256(self) -> str:
+        """The hash of what was read so far, in hexadecimal."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def open_stream(path: Path) -> Iterator[CheckedStream]:
+    """Open a file, unpacking it where its first bytes say that it is gzip.
+
+    Raises
+    ------
+    FileNotFoundError — if there is no such file.
+    """
+    require_file(path)
+    with path.open("rb") as file:
+        packed = file.read(2) == _GZIP_MAGIC
+        file.seek(0)
+        if packed:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield CheckedStream(unpacked, str(path))  # type: ignore[arg-type]
+        else:
+            yield CheckedStream(file, str(path))
+
+
+def md5_of(path: Path) -> str:
+    """Return the MD5 of a file as published beside it (a name, not a protection)."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        for piece in _pieces(file.read):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def require_file(path: Path) -> None:
+    """Raise ``FileNotFoundError`` unless ``path`` is a file."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`source` must be an existing file; got {path}. Check the path "
+            "after --from."
+        )
+
+
+def refuse_bomb(n_bytes: int, where: str) -> None:
+    """Raise ``ValueError`` if ``n_bytes`` is more than one file may unpack to."""
+    if n_bytes > raw.MAX_UNPACKED_BYTES:
+        raise ValueError(
+            f"`source` must unpack to at most {raw.MAX_UNPACKED_BYTES} bytes; got at "
+            f"least {n_bytes} at {where}. If that is what the file holds, raise "
+            "`pipeline.sources.raw.MAX_UNPACKED_BYTES`."
+        )
+
+
+def refuse_unsafe_name(name: str, archive: Path) -> None:
+    """Raise ``ValueError`` if an archive member's name leaves the archive's folder."""
+    windows = PureWindowsPath(name)
+    if (
+        PurePosixPath(name).is_absolute()
+        or windows.drive
+        or windows.root
+        or ".." in windows.parts
+    ):
+        raise ValueError(
+            f"`source` must hold relative member names without '..'; got {name!r} at "
+            f"{archive}. Do not use this archive; pack it again from its folder."
+        )
+
+
+def _pieces(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    while piece := read(PIECE_BYTES):
+        yield piece

@@ -1,0 +1,316 @@
+"""Train, resume and replay a run: the Python entry points."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from pipeline import pack
+from pipeline.asynchronous import FreeTraining, SplitsEvaluation, saved_groups
+from pipeline.batches import ResidentData
+from pipeline.cluster import open_cluster
+from pipeline.config import RunConfig, home, validate_config
+from pipeline.context import Context, RunSpec, context_of
+from pipeline.data_store import DataStore, open_store
+from pipeline.engines import Engine, InProcess, OnDask, RemoteEvaluation, host, prepare
+from pipeline.futures import FuturesExecutor
+from pipeline.harness import (
+    SPLITS,
+    BarrierTraining,
+    Training,
+    planned_rounds,
+    round_costs,
+)
+from pipeline.initial import initial_values
+from pipeline.journal import Journal
+from pipeline.progress import Progress, Watcher
+from pipeline.record import to_dataset
+from pipeline.resolve import resolve
+from pipeline.run_store import open_run, write_run
+from pipeline.runs import checkpoint_path, find_run, store_path
+from pipeline.store import ensure_store
+from pipeline.virtual import VirtualExecutor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One run on disk and in configuration."""
+
+    spec: RunSpec
+    data: DataStore
+    folder: Path
+    again: bool
+
+    @property
+    def store(self) -> Path:
+        return store_path(self.folder, self.spec.run_id)
+
+    @property
+    def checkpoint(self) -> Path:
+        return checkpoint_path(self.folder, self.spec.run_id)
+
+
+def train(
+    config: RunConfig,
+    *,
+    results: str | Path | None = None,
+    progress: Watcher | None = None,
+    again: bool = False,
+    stop: threading.Event | None = None,
+    store: str | Path | None = None,
+) -> xr.Dataset:
+    """Train one run and return its dataset, which is also stored.
+
+    A run that is already stored is returned as it is (attribute ``status``: "exists")
+    unless ``again``; one that was interrupted is continued from its checkpoint.
+
+    Parameters
+    ----------
+    config : RunConfig — settings; ``None`` fields become the algorithm's defaults.
+    results : folder of run stores; default ``$NDCAO_HOME/results``.
+    progress : called with a ``Progress`` about twice a second.
+    again : bool — train even if the run is stored or was interrupted.
+    stop : when set, the run stops at the next piece, leaves a checkpoint, and the
+        dataset that is returned has status "interrupted" and is not stored.
+    store : path of the data store, instead of ``config.dataset``'s own.
+
+    Returns
+    -------
+    xarray.Dataset — see ``pipeline.schema``; attribute ``store`` says where it lies.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError — on bad settings or data; nothing is written.
+    RuntimeError — if the cluster cannot be used, the disk is full, or another process
+        trains the same run.
+    """
+    began = time.monotonic()
+    path = Path(store) if store else ensure_store(config.dataset)
+    job = _job(config, path, _results(results), again)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with _only(job):
+        if job.store.exists() and not again:
+            ds = open_run(job.store)
+            ds.attrs |= {"status": "exists", "store": str(job.store)}
+            return ds
+        saved = None
+        if job.checkpoint.exists() and not again:
+            saved = pack.load(job.checkpoint)
+            logger.info("continuing %s from its checkpoint", job.spec.run_id)
+        return _train(job, saved, progress, stop, began)
+
+
+def resume(
+    run: str | Path,
+    *,
+    results: str | Path | None = None,
+    progress: Watcher | None = None,
+    stop: threading.Event | None = None,
+    cluster: dict[str, Any] | None = None,
+) -> xr.Dataset:
+    """Continue an interrupted run from its checkpoint, on any cluster.
+
+    Parameters
+    ----------
+    run : run id, or path of its checkpoint.
+    cluster : settings of ``config.cluster`` to change.
+
+    Raises
+    ------
+    FileNotFoundError — if there is no such run.
+    """
+    began = time.monotonic()
+    folder, run_id = find_run(run, _results(results), checkpoint=True)
+    path = checkpoint_path(folder, run_id)
+    if not path.exists():
+        ds = open_run(store_path(folder, run_id))
+        ds.attrs |= {"status": "exists", "store": str(store_path(folder, run_id))}
+        return ds
+    saved = pack.load(path)
+    data = json.loads(saved["config"])
+    data["cluster"] |= cluster or {}
+    config = validate_config(data)
+    store = open_store(ensure_store(config.dataset))
+    if store.content_sha256 != saved["content_sha256"]:
+        raise ValueError(
+            f"`dataset` must be the one that {run_id} was trained on; {store.path} has "
+            "another content. Ingest the original data again."
+        )
+    spec = RunSpec(
+        saved["run_id"],
+        config,
+        str(store.path.resolve()),
+        store.content_sha256,
+        saved["n_steps"],
+        saved["params"],
+        saved["buffers"],
+    )
+    job = _Job(spec, store, folder, again=False)
+    with _only(job):
+        return _train(job, saved, progress, stop, began)
+
+
+def _results(results: str | Path | None) -> Path:
+    return Path(results) if results is not None else home() / "results"
+
+
+def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
+    data = open_store(path)
+    config = resolve(config, data)
+    n_loss = ResidentData.count(data, config)
+    n_steps = planned_rounds(config.budget, round_costs(config, n_loss, data.n_train))
+    params, buffers = initial_values(config, data, results)
+    spec = RunSpec(
+        config.run_id(data.name, data.content_sha256),
+        config,
+        str(path.resolve()),
+        data.content_sha256,
+        n_steps,
+        params,
+        buffers,
+    )
+    return _Job(spec, data, results / config.experiment, again)
+
+
+@contextlib.contextmanager
+def _only(job: _Job) -> Iterator[None]:
+    """Hold the run's lock; another process that trains it is an error, not a race."""
+    lock = FileLock(job.folder / f".{job.spec.run_id}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as err:
+        raise RuntimeError(
+            f"`run` must be trained by one process at a time; {job.spec.run_id} is being "
+            "trained by another. Wait for it, or change a setting."
+        ) from err
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(
+    job: _Job,
+    saved: dict[str, Any] | None,
+    progress: Watcher | None,
+    stop: threading.Event | None,
+    began: float,
+) -> xr.Dataset:
+    context = context_of(job.spec)
+    check_blocks(job.spec.config, context)
+    kind = BarrierTraining if job.spec.config.barrier else FreeTraining
+    training = kind(job.spec, context, job.checkpoint, progress, stop)
+    if saved is not None:
+        training.journal = Journal.from_plain(saved["journal"], job.spec.run_id)
+    before = training.journal.total_time_s
+    training.watch(Progress("starting", n_rounds=job.spec.n_steps))
+    with _place(job.spec) as cluster:
+        params, buffers = _run(training, job.spec, cluster, saved)
+    training.journal.total_time_s = before + time.monotonic() - began
+    return _land(job, training, params, buffers)
+
+
+def check_blocks(config: RunConfig, context: Context) -> None:
+    """Refuse delays and placements of blocks that do not exist."""
+    for name, nodes in (("delays", config.delays), ("own_worker", config.own_worker)):
+        wrong = [node for node in nodes if not 0 <= node < context.n_nodes]
+        if wrong:
+            raise ValueError(
+                f"`{name}` must name blocks 0 to {context.n_nodes - 1} of this partition; "
+                f"got {wrong[0]}. Correct the block's number."
+            )
+
+
+@contextlib.contextmanager
+def _place(spec: RunSpec) -> Iterator[Any]:
+    if spec.config.cluster.kind == "in-process":
+        yield None
+        return
+    with open_cluster(spec.config.cluster, spec.config.device) as cluster:
+        yield cluster
+
+
+def _run(
+    training: Training, spec: RunSpec, cluster: Any, saved: dict[str, Any] | None
+) -> tuple[Tensor, Tensor | None]:
+    training.dashboard = cluster.dashboard if cluster else None
+    if isinstance(training, BarrierTraining):
+        return _run_barrier(training, spec, cluster, saved)
+    assert isinstance(training, FreeTraining)
+    state = saved["states"] if saved else None
+    groups = saved_groups(state) if state else None
+    records = training.journal.scores
+    last = records[-1][0] if records else None
+    if cluster is None:
+        virtual = VirtualExecutor(training.context, groups=groups)
+        if last is not None:
+            virtual.start_at(last.version + 1, last)
+        training.prepare(virtual, state)
+        return training.run(lambda p, b: SplitsEvaluation(training.context, p, b))
+    prepare(cluster, spec)
+    executor = FuturesExecutor(spec, cluster, training.context.n_nodes, groups, last)
+    try:
+        training.prepare(executor, state)
+        return training.run(lambda p, b: RemoteEvaluation(cluster, spec, p, b, SPLITS))
+    finally:
+        executor.close()
+
+
+def _run_barrier(
+    training: BarrierTraining, spec: RunSpec, cluster: Any, saved: dict[str, Any] | None
+) -> tuple[Tensor, Tensor | None]:
+    engine: Engine = InProcess(spec) if cluster is None else OnDask(spec, cluster)
+    try:
+        if saved:
+            engine.restore(saved["states"])
+            engine.n_reruns = training.journal.n_reruns
+        return training.run(engine, saved["done"] if saved else 0)
+    finally:
+        if isinstance(engine, OnDask):
+            engine.close()
+
+
+def _land(
+    job: _Job, training: Training, params: Tensor, buffers: Tensor | None
+) -> xr.Dataset:
+    reason = training.journal.stop_reason
+    status = {"interrupted": "interrupted"}.get(reason, "complete")
+    if reason.startswith("diverged"):
+        status = "diverged"
+    extra = {
+        "status": status,
+        "stop_reason": reason,
+        "dataset": job.data.name,
+        "data_sha256": job.spec.content_sha256,
+        "data_store": str(job.data.path),
+        "image_shape": json.dumps(job.data.image_shape),
+        "n_classes": job.data.n_classes,
+        "class_names": json.dumps(job.data.class_names),
+        "mean": json.dumps(job.data.mean),
+        "std": json.dumps(job.data.std),
+        "n_workers": training.n_workers,
+        "total_time_s": training.journal.total_time_s,
+    }
+    own = None if buffers is None else host(buffers)
+    ds = to_dataset(training.context, training.journal, host(params), own, extra)
+    training.tell("saving", int(ds["step"][-1]) if ds.sizes["eval"] else 0)
+    if status == "interrupted":
+        ds.attrs["store"] = str(job.checkpoint)
+        return ds
+    write_run(ds, job.store)
+    job.checkpoint.unlink(missing_ok=True)
+    ds.attrs["store"] = str(job.store)
+    return ds

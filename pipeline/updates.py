@@ -1,0 +1,139 @@
+"""One asynchronous step of a group of blocks, wherever it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from blocks.algorithm import LossRecord, Message
+from blocks.oracle import Counters
+from pipeline.context import Context
+from pipeline.executor import Points, UpdateDone, UpdateTask
+from pipeline.loss_board import LossBoard
+from pipeline.pack import pack, tensor, unpack
+from pipeline.rounds import NodeState
+
+
+@dataclass(slots=True)
+class Resident:
+    """A group's states as one worker holds them: a cache, never the only copy."""
+
+    step: int  # updates taken
+    seen: int  # newest version folded
+    states: dict[int, NodeState]
+
+
+Clock = Callable[[], float]
+
+
+def take_step(
+    context: Context,
+    resident: Resident | None,
+    task: UpdateTask,
+    board: LossBoard,
+    timeout_s: float,
+    clock: Clock = time.time,
+) -> tuple[Resident | None, UpdateDone]:
+    """Read the board and update every block of the group once.
+
+    Returns the states to keep and the answer: "missed" when the states are not here and
+    the task brought no base, "idle" when the board holds nothing newer than what was
+    folded.
+    """
+    if task.base is not None:
+        resident = rebuild(context, task)
+    elif task.step == 0 and (resident is None or resident.step != 0):
+        resident = Resident(0, -1, {n: context.init_node(n) for n in task.nodes})
+    if resident is None or resident.step != task.step:
+        return resident, UpdateDone(task, "missed")
+    record = task.known or board.newest(task.at_least, timeout_s)
+    if record.version <= resident.seen:
+        return resident, UpdateDone(task, "idle")
+    states, times, counters = dict(resident.states), [], Counters()
+    for node in task.nodes:
+        start = clock()
+        delay = context.config.delays.get(node, 0.0)
+        if delay and clock is time.time:
+            time.sleep(delay)  # a straggler on request, not a way to wait for anything
+        state, message, used = context.update(node, task.step, states[node][0], record)
+        states[node] = (state, message)
+        counters.add(used)
+        counters.bytes_moved += message.n_bytes
+        times.append((node, start, clock()))
+    done = UpdateDone(
+        task,
+        "done",
+        record,
+        points_of(states),
+        tuple(times),
+        counters,
+        {n: pack(s) for n, s in states.items()} if task.want_states else None,
+    )
+    return Resident(task.step + 1, record.version, states), done
+
+
+def rebuild(context: Context, task: UpdateTask) -> Resident:
+    """States of a group from a snapshot and the records that were folded since."""
+    base = task.base
+    assert base is not None
+    if base.packed is None:
+        states = {n: context.init_node(n) for n in task.nodes}
+    else:
+        packed = base.packed
+        states = {n: unpack(*packed[n], device=context.device) for n in task.nodes}
+    step, seen = base.step, -1
+    for record in base.records:
+        for node in task.nodes:
+            state, message, _ = context.update(node, step, states[node][0], record)
+            states[node] = (state, message)
+        step, seen = step + 1, record.version
+    return Resident(step, seen, states)
+
+
+def points_of(states: dict[int, NodeState]) -> Points:
+    """What the scorer needs of each node's newest message, as host arrays."""
+    return {node: point_of(message) for node, (_, message) in states.items()}
+
+
+def point_of(message: Message) -> tuple[np.ndarray, np.ndarray | None, float]:
+    """(point, answer, probe_std) of one message, copied to the host."""
+    answer = None if message.answer is None else message.answer.cpu().numpy()
+    return message.point.cpu().numpy(), answer, message.probe_std
+
+
+def message_of(
+    context: Context, point: tuple[np.ndarray, np.ndarray | None, float]
+) -> Message:
+    """The message whose arrays ``point_of`` took out."""
+    at, answer, std = point
+    device = context.device
+    return Message(
+        tensor(at, device), None if answer is None else tensor(answer, device), std
+    )
+
+
+def score_points(
+    context: Context,
+    points: Points,
+    steps: tuple[int, ...],
+    shards: list[int],
+    subset: int,
+) -> np.ndarray:
+    """(len(shards), K) loss sums of the joined points (``Context.score``)."""
+    messages = {node: message_of(context, point) for node, point in points.items()}
+    return context.score(messages, steps, shards, subset)
+
+
+def record_of(
+    context: Context,
+    version: int,
+    steps: tuple[int, ...],
+    subset: int,
+    sums: np.ndarray,
+) -> LossRecord:
+    """The record of a score from its per-shard sums (n_shards, K)."""
+    losses = context.combine_losses(sums)
+    return LossRecord(context.spec.run_id, version, losses, steps, subset)

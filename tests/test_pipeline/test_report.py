@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from pipeline.compare import combine_runs
+from pipeline.report import report_html, write_report
+from pipeline.whole_file import write_whole
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=5000",
+    "--dump-dom",
+)
+USE_PAGE = """
+const q = (s) => [...document.querySelectorAll(s)];
+const out = { charts: q("figure svg").length, means: q("path.mean").length };
+out.label = () => q("figure svg")[0].getAttribute("aria-label");
+out.before = out.label();
+q("#axes input[value=wall_time]")[0].click();
+out.after = out.label();
+out.stepped = q("path.mean")[0].getAttribute("d").includes("H");
+q("#axes input[value=loss_values]")[0].click();
+out.note = document.getElementById("curve-note").textContent;
+q("#scale input[value=log]")[0].click();
+q("#legend button")[0].click();
+out.hidden = q("path.mean").length;
+const column = q("#runs thead th").findIndex((h) => h.textContent.includes("accuracy"));
+const values = () => q("#runs tbody tr").map((r) => r.cells[column].textContent);
+const head = q("#runs thead th")[column];
+head.firstChild.click();
+out.falling = values();
+out.sort = head.getAttribute("aria-sort");
+head.firstChild.click();
+out.rising = values();
+out.width = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+const result = document.createElement("pre");
+result.id = "result";
+result.textContent = JSON.stringify(out);
+document.body.append(result);
+"""
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Return a function from a page to its DOM and its console, with no network."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"needs one of {', '.join(BROWSERS)}")
+
+    def run(page, *flags):
+        command = [browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags]
+        done = subprocess.run(
+            [*command, page.as_uri()], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, [x for x in done.stderr.splitlines() if "CONSOLE" in x]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def combined(tmp_path_factory, write_demo_runs):
+    return combine_runs(write_demo_runs(tmp_path_factory.mktemp("results")))
+
+
+def page_data(page: str) -> dict:
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert text
+    return json.loads(text[1])
+
+
+class Addresses(HTMLParser):
+    """Collects what a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [v or "" for k, v in attrs if k in ("src", "href", "srcset")]
+        self.open.append(tag)
+
+
+def test_report__is_one_small_file_that_loads_nothing(combined, tmp_path):
+    out = write_report(combined, tmp_path / "out" / "report.html")
+    assert out == tmp_path / "out" / "report.html"
+    assert [p.name for p in out.parent.iterdir()] == ["report.html"]
+    text = out.read_text(encoding="utf-8")
+    assert len(text) < 200_000
+    parser = Addresses()
+    parser.feed(text)
+    assert parser.found == []
+    assert "link" not in parser.open
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest", text)
+    assert "default-src 'none'" in text
+
+
+def test_report__has_every_run_its_figures_and_provenance(combined):
+    page = report_html(combined)
+    for run_id in combined["run_id"].values:
+        assert run_id in page
+    for accuracy in combined["final_test_accuracy"].values:
+        assert f"{accuracy:.4f}" in page
+    for words in ("c0ffee0123456789", "torch 2.9.0", "x86_64", "algorithm.window"):
+        assert words in page
+
+
+def test_report__charts_hold_the_runs_values(combined):
+    data = page_data(report_html(combined))
+    group = data["groups"][1]
+    assert group["label"] == "nd-cao sync"
+    line = group["runs"][0]
+    assert line["x"]["update"] == combined["step"].values[0].tolist()
+    drawn = line["y"]["test_accuracy"]
+    assert drawn == pytest.approx(combined["test_accuracy"].values[0], rel=1e-4)
+    assert data["groups"][2]["runs"][0]["x"]["loss_values"] is None
+    assert "nd-cao sync goes from" in data["alts"]["test_accuracy"]["wall_time"]
+
+
+def test_report__escapes_all_text_of_users(tmp_path, synthetic_run, write_run):
+    evil = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
+    run = synthetic_run(
+        attrs={
+            "algorithm": evil,
+            "stop_reason": evil,
+            "status": "failed",
+            "partition": evil,
+            "dataset": evil,
+            "git_commit": evil,
+            "hardware": json.dumps({evil: evil}),
+        },
+        config={"loss": evil, evil: 1},
+    )
+    paths = [
+        write_run(run, tmp_path),
+        write_run(synthetic_run(seed=1), tmp_path),
+    ]
+    page = report_html(combine_runs(paths), title=evil)
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert page.count("</script>") == 2
+    assert page_data(page)["groups"][0]["label"].startswith("</script>")
+
+
+def test_report__says_what_limits_the_comparison(tmp_path, synthetic_run, write_run):
+    end = {"status": "diverged", "stop_reason": "non-finite loss", "git_dirty": True}
+    end["git_commit"] = "beef"
+    paths = [
+        write_run(synthetic_run(seed=0), tmp_path),
+        write_run(synthetic_run("sgd", seed=1, n_evals=1, attrs=end), tmp_path),
+        write_run(synthetic_run(seed=2), tmp_path, complete=False),
+    ]
+    page = report_html(combine_runs(paths, partial=True))
+    for words in (
+        "Fewer than 3 seeds: nd-cao sync (n = 1), sgd sync (n = 1)",
+        "do not share the same seeds",
+        "1 run ended early",
+        "sgd-sync-digits-s1-abc123 (diverged: non-finite loss)",
+        "Left out: nd-cao-sync-digits-s2",
+        "different commits",
+        "uncommitted changes",
+    ):
+        assert words in page
+
+
+def test_report__stays_small_with_many_long_runs(tmp_path, synthetic_run, write_run):
+    path = write_run(synthetic_run(n_evals=600), tmp_path)
+    one = combine_runs([path])
+    many = one.isel(run=[0] * 300)
+    page = report_html(many)
+    assert len(page) < 5_000_000
+    line = page_data(page)["groups"][0]["runs"][0]["x"]["update"]
+    assert len(line) < 200
+    assert line[-1] == one["step"].values[0, -1]
+
+
+def test_write_whole__leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    page = write_whole(tmp_path / "a.html", "old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(page, "new")
+    assert page.read_text(encoding="utf-8") == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.html"]
+
+
+def test_report__opens_in_a_browser_without_network_or_console_message(
+    combined, tmp_path, browse
+):
+    page = write_report(combined, tmp_path / "report.html")
+    dom, console = browse(page)
+    assert console == []
+    assert dom.count('class="mean"') == 6
+    assert dom.count('role="img"') == 2
+
+
+def test_report__selector_legend_and_sorting_work_in_a_browser(
+    combined, tmp_path, browse
+):
+    text = report_html(combined)
+    # The page's own policy would refuse the script that uses it.
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    page = write_whole(
+        tmp_path / "report.html",
+        text.replace("</body>", f"<script>{USE_PAGE}</script></body>"),
+    )
+    dom, console = browse(page, "--window-size=500,900")
+    assert console == []
+    result = re.search(r'<pre id="result">(.*?)</pre>', dom)
+    assert result
+    out = json.loads(result[1].replace("&quot;", '"').replace("&amp;", "&"))
+    assert out["charts"] == 2
+    assert out["means"] == 6
+    assert "against updates per node" in out["before"]
+    assert "against wall time (s)" in out["after"]
+    assert out["stepped"]
+    assert "sgd sync" in out["note"]
+    assert out["hidden"] == 2
+    assert out["sort"] == "descending"
+    assert out["falling"] == sorted(out["falling"], reverse=True)
+    assert out["rising"] == sorted(out["falling"])
+    assert out["width"] <= 0, "the page must not scroll sideways on a narrow screen"
