@@ -49,7 +49,7 @@ class InformationError(PermissionError):
 
 @dataclass(frozen=True, slots=True)
 class LossRecord:
-    """One published global loss: host numbers only, the sole content of the shared Variable.
+    """One published global loss: host numbers only, all that the Variable ever holds.
 
     ``steps[i]`` is the step of node i whose point was scored, so that a node attributes
     the losses to the right one of its own past points.
@@ -79,12 +79,8 @@ class Message:
 
     point: Tensor  # (d,) float32
     answer: Tensor | None = None  # (d,) float32
-    probe_std: float = (
-        0.0  # standard deviation of the probes around ``point``; 0 = no probes
-    )
-    buffers: Tensor | None = (
-        None  # (B,) float buffers (normalisation statistics), if trained
-    )
+    probe_std: float = 0.0  # σ of the probes around ``point``; 0 = no probes
+    buffers: Tensor | None = None  # (B,) normalisation statistics, if trained
 
     @property
     def solution(self) -> Tensor:
@@ -97,14 +93,6 @@ class Message:
         tensors = (self.point, self.answer, self.buffers)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
-    def to_log(self) -> dict[str, Any]:
-        """Loggable description without arrays."""
-        return {
-            "size": self.point.numel(),
-            "probe_std": self.probe_std,
-            "bytes": self.n_bytes,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -114,6 +102,7 @@ class Node:
     n_nodes: int
     block: Block | None = None  # None: the node holds a replica of the whole network
     seed: int = 0  # the run's seed, for probes that the scorer must rebuild
+    buffers: Tensor | None = None  # (B,) float buffers that a replica starts from
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +146,7 @@ class Observation:
 
 @runtime_checkable
 class Oracle(Protocol):
-    """What a node may ask of model and data (``blocks/oracle.py`` enforces and counts)."""
+    """What a node may ask of model and data; ``blocks.oracle`` enforces and counts."""
 
     @property
     def device(self) -> torch.device:
@@ -228,7 +217,9 @@ class Algorithm(Protocol[S]):
 
 
 def step_rng(seed: int, node: int, step: int, purpose: int = 0) -> np.random.Generator:
-    """Counter-based generator of one (run seed, node, step): a retried step repeats itself.
+    """Return the counter-based generator of one (run seed, node, step).
+
+    A retried step draws the same numbers again.
 
     Parameters
     ----------

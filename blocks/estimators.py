@@ -86,29 +86,47 @@ class Linear:
         )
 
 
-def fit_linear(window: Window, ridge: float) -> Linear | None:
-    """Fit Ĵ by ridge least squares with a free intercept per scoring subset.
+def fit_linear(
+    window: Window, centre: Tensor, ridge: float, curvature: float = 0.0
+) -> Linear | None:
+    """Fit the slope of Ĵ at the centre, with a free intercept per scoring subset.
 
-    With ΔX, ΔJ both minus their means and G = ΔXΔX' (n × n): w = (G + λ(tr G/n)I)⁻¹ΔJ,
-    ĝ = ΔX'w, which is the primal ridge solution with penalty λ·tr G/n.
+    Rows R are the pairs minus the centre, s² their mean squared length, s_c² the same
+    after subtracting the subset's mean row, F the pairs' membership of subsets:
+    K = RR' + (β/s²)(RR')∘(RR') + λs_c² I; ĝ = R'a, where a is the generalised least
+    squares residual K⁻¹(J − Fμ). With β = 0 this is ridge least squares with penalty
+    λs_c² on the slope alone, (ΔXΔX' + λs_c² I)⁻¹ΔJ with ΔX, ΔJ minus their means. β > 0
+    adds the prior variance of an unknown curvature around the centre: pairs far from it
+    say less about the slope there.
 
     Parameters
     ----------
     window : scored pairs, n ≥ 2.
+    centre : (d,) float32 — parameters around which candidates are drawn.
     ridge : float — λ > 0, relative to the mean squared displacement.
+    curvature : float — β ≥ 0.
 
     Returns
     -------
-    Linear, or None if tr G = 0 or ĝ = 0. Cost: n³ + nd.
+    Linear, or None if all pairs are equal or ĝ = 0. Cost: n³ + 2nd.
     """
-    centring = window.centring()
-    gram = centring @ window.gram @ centring
-    size = float(gram.trace()) / window.n_pairs
-    if not size > 0.0:
+    gram = window.gram_about(centre)
+    groups = window.groups()
+    total = float(gram.trace())
+    means = (groups.T @ gram @ groups).diagonal() / groups.sum(0)
+    spread = total - float(means.sum())
+    if not spread > 1e-12 * total:
         return None
-    weights = ridge_solve(gram, centring @ window.losses, ridge * size)
-    dual = (centring @ weights).to(window.rows.device, torch.float32)
-    gradient = window.rows.T @ dual
+    n = window.n_pairs
+    kernel = gram + (curvature * n / total) * gram * gram
+    targets = torch.cat([(window.losses - window.losses.mean())[:, None], groups], 1)
+    solved = ridge_solve(kernel, targets, ridge * spread / n)
+    left, right = solved[:, 1:], solved[:, :1]
+    intercepts = torch.linalg.solve(groups.T @ left, groups.T @ right)
+    dual = (right - left @ intercepts)[:, 0].to(window.rows.device, torch.float32)
+    gradient = (
+        window.rows.T @ dual
+    )  # the entries of `dual` sum to 0: any origin will do
     return Linear(gradient) if float(gradient.norm()) > 0.0 else None
 
 
@@ -198,15 +216,13 @@ def fit_kernel(
     Kernel, or None if all pairs lie on the centre. Cost: n³ + nd.
     """
     offset = centre - window.anchor
-    shift = (window.rows @ offset).to("cpu", torch.float64)
-    square = torch.dot(offset, offset).to("cpu", torch.float64)
-    gram = window.gram - shift[:, None] - shift[None, :] + square
+    gram = window.gram_about(centre)
     size = float(gram.trace()) / window.n_pairs
     if not size > 0.0:
         return None
     kernel = (1.0 + gram / size) ** degree
     penalty = ridge * float(kernel.trace()) / window.n_pairs
-    coefficients = ridge_solve(kernel, window.centring() @ window.losses, penalty)
+    coefficients = ridge_solve(kernel, window.centred(window.losses), penalty)
     return Kernel(window.rows, offset, gram, coefficients, size, degree)
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from blocks.batched import Form, best_form, bmm_logits, check_form, vmap_logits
-from blocks.flat import aligned, as_views, check_flat, flatten
+from blocks.flat import aligned, flatten
+from blocks.held import HeldModule
 from blocks.layout import Layout
 from blocks.losses import LossFunction
 
@@ -36,29 +34,20 @@ class FlatModel:
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
-        self.device: torch.device = torch.device(device)
-        self.layout = Layout.from_module(module)
-        self._module = copy.deepcopy(module).float().to(self.device).eval()
-        named = dict(self._module.named_parameters())
-        self._params = [named[s.name] for s in self.layout.segments]
-        self._theta = as_views(
-            self._params, self.layout.segments, self.n_params, self.device
-        )
-        floats = dict(self._module.named_buffers())
-        self._buffers = as_views(
-            [floats[s.name] for s in self.layout.buffer_segments],
-            self.layout.buffer_segments,
-            self.n_buffers,
-            self.device,
-        )
-        self._counts = [b for b in floats.values() if not b.is_floating_point()]
-        self._first_counts = [count.clone() for count in self._counts]
-        self._first_theta = self._theta.clone()
-        self._first_buffers = self._buffers.clone()
-        self._lock = threading.RLock()
+        self._held = HeldModule(module, device)
 
     def __reduce__(self) -> tuple[type[FlatModel], tuple[nn.Module, torch.device]]:
-        return FlatModel, (self.to_module(self._first_theta), self.device)
+        return FlatModel, (self.to_module(self.initial_params()), self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._held.device
+
+    @property
+    def layout(self) -> Layout:
+        """Names, shapes and places of parameters and float buffers."""
+        return self._held.layout
 
     @property
     def n_params(self) -> int:
@@ -72,11 +61,11 @@ class FlatModel:
 
     def initial_params(self) -> Tensor:
         """Return a copy of the module's own parameters, (P,) float32."""
-        return self._first_theta.clone()
+        return self._held.first_theta.clone()
 
     def initial_buffers(self) -> Tensor:
         """Return a copy of the module's own float buffers, (B,) float32."""
-        return self._first_buffers.clone()
+        return self._held.first_buffers.clone()
 
     def to_module(self, params: Tensor, buffers: Tensor | None = None) -> nn.Module:
         """Return a module of its own that holds these values, in evaluation mode.
@@ -86,13 +75,7 @@ class FlatModel:
         params : (P,) float32.
         buffers : (B,) float32; ``None``: the initial ones.
         """
-        with self._set(params, buffers):
-            module = copy.deepcopy(self._module)
-        floats = dict(module.named_buffers())
-        for segment in self.layout.buffer_segments:
-            # A copied view would still share one storage with its neighbours.
-            floats[segment.name].data = floats[segment.name].data.clone()
-        return module.eval()
+        return self._held.copy(params, buffers)
 
     def forward(
         self,
@@ -122,12 +105,11 @@ class FlatModel:
         TypeError — if ``x`` is not float32.
         """
         x = aligned(x)
-        with torch.no_grad(), self._set(params, buffers):
+        with torch.no_grad(), self._held.holding(params, buffers):
             if not training:
-                logits: Tensor = self._module(x)
-                return logits
-            with self._training(seed):
-                trained: Tensor = self._module(x)
+                return self._held.evaluate(x)
+            with self._held.training(seed):
+                trained: Tensor = self._held.module(x)
                 return trained
 
     def logits_many(
@@ -164,20 +146,20 @@ class FlatModel:
                 f"{tuple(thetas.shape)}. Stack the parameter vectors."
             )
         if form == "auto":
-            form = best_form(self._module, self.device.type, len(thetas))
-        check_form(form, self._module)
+            form = best_form(self._held.module, self.device.type, len(thetas))
+        check_form(form, self._held.module)
         x, thetas = aligned(x), aligned(thetas)
-        with torch.no_grad(), self._set(thetas[0], buffers):
+        with torch.no_grad(), self._held.holding(thetas[0], buffers):
             if form == "vmap":
-                return vmap_logits(self._module, self.layout, thetas, x)
+                return vmap_logits(self._held.module, self.layout, thetas, x)
             if form == "bmm":
-                return bmm_logits(self._module, self.layout, thetas, x)
-            first: Tensor = self._module(x)
+                return bmm_logits(self._held.module, self.layout, thetas, x)
+            first = self._held.evaluate(x)
             logits = first.new_empty((len(thetas), *first.shape))
             logits[0] = first
             for k in range(1, len(thetas)):
-                self._theta.copy_(thetas[k])
-                logits[k] = self._module(x)
+                self._held.theta.copy_(thetas[k])
+                logits[k] = self._held.evaluate(x)
             return logits
 
     def gradient(
@@ -206,46 +188,22 @@ class FlatModel:
         (loss, (P,) float32 gradient, (B,) float32 new buffers or ``None`` without any).
         """
         x = aligned(x)
-        with self._set(params, buffers), self._training(seed), torch.enable_grad():
-            losses = loss_function(self._module(x), targets)
-            found = torch.autograd.grad(losses.mean(), self._params, allow_unused=True)
+        with (
+            self._held.holding(params, buffers),
+            self._held.training(seed),
+            torch.enable_grad(),
+        ):
+            losses = loss_function(self._held.module(x), targets)
+            found = torch.autograd.grad(
+                losses.mean(), self._held.params, allow_unused=True
+            )
             parts = [
                 torch.zeros_like(p) if g is None else g
-                for p, g in zip(self._params, found, strict=True)
+                for p, g in zip(self._held.params, found, strict=True)
             ]
             gradient = flatten(parts, self.n_params, self.device)
-            after = self._buffers.clone() if self.n_buffers else None
+            after = self._held.buffers.clone() if self.n_buffers else None
         return float(losses.detach().double().mean()), gradient, after
-
-    @contextlib.contextmanager
-    def _set(self, params: Tensor, buffers: Tensor | None) -> Iterator[None]:
-        """Hold the module with these values."""
-        check_flat("params", params, self.n_params)
-        if buffers is None:
-            buffers = self._first_buffers
-        check_flat("buffers", buffers, self.n_buffers)
-        with self._lock:
-            self._theta.copy_(params)
-            if self.n_buffers:
-                self._buffers.copy_(buffers)
-            yield
-
-    @contextlib.contextmanager
-    def _training(self, seed: int) -> Iterator[None]:
-        """Training mode with seeded randomness; integer buffers are put back."""
-        cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            torch.default_generator.manual_seed(seed)
-            if cuda:
-                with torch.cuda.device(self.device):
-                    torch.cuda.manual_seed(seed)
-            self._module.train()
-            try:
-                yield
-            finally:
-                self._module.eval()
-                for count, first in zip(self._counts, self._first_counts, strict=True):
-                    count.copy_(first)
 
 
 def calibrate_buffers(
@@ -279,9 +237,10 @@ def calibrate_buffers(
             "`batches` must hold at least one batch; got none. "
             "Pass the scoring subset's inputs."
         )
-    with torch.no_grad(), model._set(params, None), model._training(seed=0):
+    held = model._held
+    with torch.no_grad(), held.holding(params, None), held.training(seed=0):
         momenta = {}
-        for part in model._module.modules():
+        for part in held.module.modules():
             if isinstance(part, _NormBase) and part.track_running_stats:
                 part.reset_running_stats()
             if isinstance(part, _BatchNorm):
@@ -291,8 +250,8 @@ def calibrate_buffers(
                 part.eval()
         try:
             for x in batches:
-                model._module(aligned(x))
+                held.module(aligned(x))
         finally:
             for part, momentum in momenta.items():
                 part.momentum = momentum
-        return model._buffers.clone()
+        return held.buffers.clone()

@@ -59,15 +59,14 @@ class Layout:
                     f"`module` must have parameters of known shape; got lazy `{name}`. "
                     "Run one batch through the module first."
                 )
-            if not parameter.is_floating_point():
-                if parameter.requires_grad:
-                    raise ValueError(
-                        f"`module` must have real parameters; got `{name}` of "
-                        f"{parameter.dtype}. Keep real and imaginary parts apart."
-                    )
+            if not parameter.requires_grad:
                 continue
-            if parameter.requires_grad:
-                trained.append((name, parameter))
+            if not parameter.is_floating_point():
+                raise ValueError(
+                    f"`module` must have real parameters; got `{name}` of "
+                    f"{parameter.dtype}. Keep real and imaginary parts apart."
+                )
+            trained.append((name, parameter))
         if not trained:
             raise ValueError(
                 "`module` must have at least one trainable parameter; got none of "

@@ -126,9 +126,8 @@ def fit_monomials(
     scales = torch.where(high > low, 2.0 * _BOUND / (high - low), 0.0)
     if not bool((scales > 0.0).any()):
         return None
-    centring = window.centring()
-    scaled = centring @ ((features - low) * scales)
-    dual = ridge_solve(scaled @ scaled.T, centring @ window.losses, ridge)
+    scaled = window.centred((features - low) * scales)
+    dual = ridge_solve(scaled @ scaled.T, window.centred(window.losses), ridge)
     weights = scaled.T @ dual
     size = centre.shape[0]
     return Monomials(

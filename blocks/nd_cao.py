@@ -25,6 +25,7 @@ from blocks.monomials import Monomials, draw_monomials, fit_monomials
 from blocks.probes import ProbeKind, directions, probe_points
 from blocks.schedules import Schedule, step_size_at
 from blocks.screening import Draw, Winner, unguided
+from blocks.smoothing import image_starts, smooth
 from blocks.window import Window
 
 _MIN_PAIRS = 3  # fewer scored pairs than this: a random move
@@ -41,7 +42,11 @@ class Sent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NDCAOState:
-    """What one block knows: its centre, its scored pairs, its points under way."""
+    """What one block knows: its centre, its scored pairs, its points under way.
+
+    Centre, points and window are the parameters themselves, or with smooth candidates
+    coordinates z of the parameters base + Sz.
+    """
 
     index: int
     seed: int
@@ -50,6 +55,8 @@ class NDCAOState:
     window: Window
     version: int  # newest version folded, −1 = none
     monomials: np.ndarray  # (kept, 3) int64, monomials to be used again
+    base: Tensor | None  # (d,) float32, initial parameters if candidates are smooth
+    starts: np.ndarray  # (g,) int64, positions of the smooth weight images
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,8 @@ class NDCAO:
     window : int — T, scored pairs held; at least max(3, ``probes``).
     ridge : float or None — penalty λ > 0; None: 1e-4 (relative) for linear and kernel,
         10 (absolute, on rows scaled to ±10) for monomials.
+    curvature : float — β ≥ 0 of ``fit_linear``: how much the slope is expected to
+        change over the window; 0 is plain ridge least squares.
     candidates : int — M ≥ 2.
     exploration : float — ρ ≥ 0, standard deviation of a candidate outside what the fit
         sees, relative to inside; 1 is the plain method.
@@ -86,16 +95,20 @@ class NDCAO:
     n_monomials : int — L, monomials in the fit.
     monomials_kept : float — share of them used again, by |θ|; 0 ≤ share < 1.
     degree : int — order of the kernel, 1 to 3.
+    images : (n, height, width) or None — the first n·height·width parameters of θ are
+        n weight images (a dense first layer); candidates are smooth over them.
+    smoothing : float — σ of the smooth candidates, pixels; without effect if ``images``
+        is None. Needs ``probes`` = 1.
 
     Notes
     -----
     In the manner of the paper: contract and update scheme are the paper's; the linear
-    and kernel estimators, ρ, the separate centre, exact screening and K > 1 are ours. A
-    record that is not newer than the last one folded, or that scored a point this block
-    no longer holds, adds no pair; in the first case the block waits (same message
-    again). After a change of the scoring subset old pairs stay, each subset with its
-    own free intercept. Cost per step: K loss values; T³ + 3Td operations; out go d
-    float32 numbers, 2d with K = 1.
+    and kernel estimators, β, ρ, the separate centre, exact screening and K > 1 are
+    ours. A record that is not newer than the last one folded adds no pair and changes
+    nothing: the block sends the same message again. One that scored a point which this
+    block no longer holds adds no pair either. After a change of the scoring subset old
+    pairs stay, each subset with its own free intercept. Cost per step: K loss values;
+    T³ + 4Td operations; out go d float32 numbers, 2d with K = 1.
 
     References
     ----------
@@ -107,14 +120,15 @@ class NDCAO:
     estimator: Literal["linear", "monomials", "kernel"] = "linear"
     window: int = 50
     ridge: float | None = None
+    curvature: float = 0.1
     candidates: int = 1_000
     exploration: float = 0.3
     exploration_kept: bool = False
     screening: Literal["exact", "explicit"] = "exact"
     candidate_draw: Draw = "gaussian"
-    schedule: Schedule = "geometric"
+    schedule: Schedule = "linear"
     step_size: float = 0.01
-    step_size_final: float = 0.001
+    step_size_final: float = 0.0005
     schedule_power: float = 1.0
     schedule_steps: int = 0
     probes: int = 1
@@ -123,6 +137,8 @@ class NDCAO:
     n_monomials: int = 150
     monomials_kept: float = 0.0
     degree: int = 2
+    images: tuple[int, int, int] | None = None
+    smoothing: float = 1.5
 
     information: ClassVar[Information] = Information.SHARED_LOSS
     combine: ClassVar[Combine] = Combine.JOIN
@@ -149,7 +165,13 @@ class NDCAO:
         self, node: Node, params: Tensor, oracle: Oracle, rng: np.random.Generator
     ) -> tuple[NDCAOState, Message]:
         """Start around ``params`` (d,); the first point scored is ``params`` itself."""
-        centre = params.detach().to(torch.float32, copy=True)
+        base = params.detach().to(torch.float32, copy=True)
+        centre, starts = base, np.empty(0, dtype=np.int64)
+        if self.images is not None:
+            block = node.block
+            indices = np.arange(len(base)) if block is None else block.indices
+            starts = image_starts(indices, self.images)
+            centre = torch.zeros_like(base)
         first = Sent(0, centre, self._probe_std(self.step_size))
         state = NDCAOState(
             index=node.index,
@@ -159,6 +181,8 @@ class NDCAO:
             window=Window.empty(centre),
             version=-1,
             monomials=np.empty((0, 3), dtype=np.int64),
+            base=None if self.images is None else base,
+            starts=starts,
         )
         return state, self._message(state)
 
@@ -238,7 +262,7 @@ class NDCAO:
 
     def _fit(self, state: NDCAOState, rng: np.random.Generator) -> Surrogate | None:
         if self.estimator == "linear":
-            return fit_linear(state.window, self._ridge)
+            return fit_linear(state.window, state.centre, self._ridge, self.curvature)
         if self.estimator == "kernel":
             return fit_kernel(state.window, state.centre, self._ridge, self.degree)
         size = state.centre.shape[0]
@@ -261,8 +285,15 @@ class NDCAO:
     def _message(self, state: NDCAOState) -> Message:
         newest = state.sent[-1]
         centred = self.exploration_kept or self.probes > 1
-        answer = None if centred else state.centre
-        return Message(newest.point, answer, newest.probe_std)
+        answer = None if centred else self._params(state, state.centre)
+        return Message(self._params(state, newest.point), answer, newest.probe_std)
+
+    def _params(self, state: NDCAOState, coordinates: Tensor) -> Tensor:
+        """(d,) parameters at the block's own coordinates."""
+        if self.images is None or state.base is None:
+            return coordinates
+        shape = self.images[1:]
+        return state.base + smooth(coordinates, state.starts, shape, self.smoothing)
 
     def _probe_std(self, alpha: float) -> float:
         if self.probes == 1:
@@ -278,7 +309,10 @@ class NDCAO:
 
 def _check_settings(config: NDCAO) -> None:
     """Raise ValueError for the first setting that is out of its range."""
-    positive = ("ridge", "step_size", "step_size_final", "schedule_power", "probe_std")
+    positive = (
+        *("ridge", "step_size", "step_size_final", "schedule_power", "probe_std"),
+        "smoothing",
+    )
     for name in positive:
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -294,14 +328,20 @@ def _check_settings(config: NDCAO) -> None:
     if config.window < max(_MIN_PAIRS, config.probes):
         rule = f"be at least max({_MIN_PAIRS}, `probes`)"
         raise _error("window", rule, config.window, "Hold at least one record.")
-    if not (math.isfinite(config.exploration) and config.exploration >= 0):
-        rule = "be finite and not negative"
-        raise _error("exploration", rule, config.exploration, "Try 0.3.")
+    for name, advice in (("exploration", "Try 0.3."), ("curvature", "Try 0.1.")):
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise _error(name, "be finite and not negative", value, advice)
     if not 0 <= config.monomials_kept < 1:
         rule = "lie in 0 ≤ share < 1"
         raise _error("monomials_kept", rule, config.monomials_kept, "Try 0.5.")
     if not 1 <= config.degree <= 3:
         raise _error("degree", "be 1, 2 or 3", config.degree, "Choose one of them.")
+    if config.images is not None and min(config.images) < 1:
+        rule = "hold three sizes of at least 1"
+        raise _error("images", rule, config.images, "Write (n, height, width).")
+    if config.images is not None and config.probes > 1:
+        raise _error("images", "be None with `probes` > 1", config.images, "Drop one.")
     exact = config.screening == "exact" and config.estimator != "monomials"
     if config.candidate_draw == "uniform" and exact:
         raise _error(

@@ -1,7 +1,8 @@
-"""OpenAI-ES (Salimans, Ho, Chen, Sidor, Sutskever 2017): antithetic evolution strategy."""
+"""OpenAI-ES (Salimans, Ho, Chen, Sidor, Sutskever 2017): evolution strategy."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -15,9 +16,9 @@ from blocks.optimisers import Adam, decayed
 from blocks.probes import ProbeKind, directions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class OpenESState:
-    """Centre of the search of one block, and its own centres that may still be scored."""
+    """Where one block searches, and what its optimiser remembers."""
 
     node: int
     seed: int
@@ -52,10 +53,11 @@ def antithetic_gradient(values: np.ndarray, std: float, dirs: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class OpenES:
-    """Evolution strategy from K joint probes a round: g = Σ ranked losses · n_k, then Adam.
+    """Evolution strategy from K joint probes a version, with Adam.
 
-    Every block rebuilds its own directions n_k from (seed, node, step); only the K
-    losses are shared. With one block this is OpenAI-ES; with several, each block
+    g = Σ_k (r_k⁺ − r_k⁻)/(2σn)·n_k over n = K/2 pairs, r the centred ranks of the
+    losses. Every block rebuilds its own directions n_k from (seed, node, step); only
+    the K losses are shared. With one block this is OpenAI-ES; with several, each block
     estimates its own part of the gradient from the same losses.
 
     Parameters
@@ -64,6 +66,8 @@ class OpenES:
     noise_std : float — σ > 0 of the probes.
     step_size : float — α of Adam, decayed by a cosine to ``final_fraction · α``.
     ranked : bool — centred ranks instead of raw losses.
+    final_fraction : float — share of α left at the last step.
+    beta1, beta2 : float — decay of Adam's two moments.
     probe_kind : "gaussian" (the paper) or "sign".
 
     Notes
@@ -107,10 +111,17 @@ class OpenES:
                 "`population_size` must be even and at least 2 (antithetic pairs); got "
                 f"{self.population_size}. Round it up."
             )
-        for name in ("noise_std", "step_size"):
-            if not getattr(self, name) > 0:
+        rules = {
+            "noise_std": ("positive and finite", 0 < self.noise_std < math.inf),
+            "step_size": ("positive and finite", 0 < self.step_size < math.inf),
+            "final_fraction": ("in [0, 1]", 0 <= self.final_fraction <= 1),
+            "beta1": ("in [0, 1)", 0 <= self.beta1 < 1),
+            "beta2": ("in [0, 1)", 0 <= self.beta2 < 1),
+        }
+        for name, (rule, kept) in rules.items():
+            if not kept:
                 raise ValueError(
-                    f"`{name}` must be positive; got {getattr(self, name)}. "
+                    f"`{name}` must be {rule}; got {getattr(self, name)}. "
                     "Correct the setting."
                 )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Momentum:
     """Heavy-ball state: ``velocity`` v, (P,) float32."""
 
@@ -26,7 +26,7 @@ class Momentum:
         return Momentum(velocity), velocity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Adam:
     """Adam state: moments m and v, (P,) float32, and the number of steps taken."""
 

@@ -1,9 +1,9 @@
-"""What a node may ask of model and data: guarded by its ``information``, and counted."""
+"""What a node may ask of model and data: guarded by its declaration, and counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,9 +32,10 @@ class Counters:
         self.bytes_moved += other.bytes_moved
 
 
-@dataclass(slots=True)
 class GuardedOracle:
     """Answers one node at one step, only within ``allowed``; every answer is counted.
+
+    Model, data and loss are private: what is not a question below cannot be asked.
 
     Parameters
     ----------
@@ -43,37 +44,49 @@ class GuardedOracle:
     loss_function : per-sample loss, (logits, targets) → (n,).
     minibatch : step → (inputs (b, C, H, W), targets (b,)) of the node's own shard.
     step : int — the node's own step, which selects the minibatch.
+    counters : where answers are counted; new ones by default.
 
     Raises
     ------
     InformationError — on a question that ``allowed`` does not cover.
     """
 
-    allowed: Information
-    model: FlatModel
-    loss_function: LossFunction
-    minibatch: Minibatch
-    step: int
-    counters: Counters = field(default_factory=Counters)
+    __slots__ = ("_allowed", "_loss", "_minibatch", "_model", "_step", "counters")
+
+    def __init__(
+        self,
+        allowed: Information,
+        model: FlatModel,
+        loss_function: LossFunction,
+        minibatch: Minibatch,
+        step: int,
+        counters: Counters | None = None,
+    ) -> None:
+        self._allowed = allowed
+        self._model = model
+        self._loss = loss_function
+        self._minibatch = minibatch
+        self._step = step
+        self.counters = Counters() if counters is None else counters
 
     @property
     def device(self) -> torch.device:
         """Where parameters, windows and data live."""
-        return self.model.device
+        return self._model.device
 
     def _require(self, flag: Information) -> None:
-        if not self.allowed & flag:
+        if not self._allowed & flag:
             raise InformationError(
                 f"`oracle` must not be asked for {flag.name}; the algorithm declares "
-                f"{self.allowed}. Add the flag to its `information`."
+                f"{self._allowed}. Add the flag to its `information`."
             )
 
     def loss(self, params: Tensor) -> float:
         """Mean loss of ``params`` (P,) on the node's own minibatch of this step."""
         self._require(Information.LOSS_ORACLE)
-        inputs, targets = self.minibatch(self.step)
+        inputs, targets = self._minibatch(self._step)
         with torch.no_grad():
-            losses = self.loss_function(self.model.forward(params, inputs), targets)
+            losses = self._loss(self._model.forward(params, inputs), targets)
         self.counters.n_loss_evals += 1
         self.counters.n_samples += len(targets)
         return float(losses.double().mean())
@@ -81,9 +94,9 @@ class GuardedOracle:
     def gradient(self, params: Tensor, buffers: Tensor | None) -> Gradient:
         """Gradient of the mean loss on the node's own minibatch, in training mode."""
         self._require(Information.GRADIENT_ORACLE)
-        inputs, targets = self.minibatch(self.step)
-        loss, gradient, new_buffers = self.model.gradient(
-            params, inputs, targets, self.loss_function, buffers
+        inputs, targets = self._minibatch(self._step)
+        loss, gradient, new_buffers = self._model.gradient(
+            params, inputs, targets, self._loss, buffers, seed=self._step
         )
         self.counters.n_gradient_evals += 1
         self.counters.n_samples += len(targets)

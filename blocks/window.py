@@ -72,7 +72,7 @@ class Window:
     Rows are displacements from an anchor inside the window, which is moved to the
     newest row every T rows: float32 products of raw parameters would be off by more
     than the ridge. The losses of different scoring subsets are not comparable: each
-    subset has a free intercept of its own (see ``centring``).
+    subset has a free intercept of its own (see ``groups``).
     """
 
     anchor: Tensor  # (d,) float32, parameters
@@ -152,10 +152,24 @@ class Window:
             n_since_anchor=0,
         )
 
-    def centring(self) -> Tensor:
-        """(n, n) float64 matrix that subtracts from each row its own subset's mean."""
-        same = (self.subsets[:, None] == self.subsets[None, :]).to(torch.float64)
-        return torch.eye(self.n_pairs, dtype=torch.float64) - same / same.sum(1)
+    def gram_about(self, centre: Tensor) -> Tensor:
+        """(n, n) float64 Gram matrix of the pairs minus ``centre`` (d,)."""
+        offset = centre - self.anchor
+        shift = (self.rows @ offset).to("cpu", torch.float64)
+        square = torch.dot(offset, offset).to("cpu", torch.float64)
+        return self.gram - shift[:, None] - shift[None, :] + square
+
+    def groups(self) -> Tensor:
+        """(n, q) float64: a column per scoring subset, 1 where a pair belongs to it."""
+        draws = self.subsets.unique()
+        members: Tensor = self.subsets[:, None] == draws[None, :]
+        return members.to(torch.float64)
+
+    def centred(self, values: Tensor) -> Tensor:
+        """(n, …) float64 ``values`` minus the mean over each pair's own subset."""
+        groups = self.groups()
+        means = groups.T @ values / groups.sum(0).view(-1, *[1] * (values.ndim - 1))
+        return values - groups @ means
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

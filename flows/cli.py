@@ -18,6 +18,7 @@ import typer
 
 from flows import cli_compare, cli_ingest, cli_runs, cli_train
 from flows.console import out, print_error, say
+from flows.environment import quiet_prefect_console
 from flows.errors import EXIT_INTERRUPTED, EXIT_USAGE, describe, exit_code
 
 SUMMARY = """\
@@ -126,6 +127,8 @@ def run(arguments: Sequence[str]) -> int:
     limit = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:limit]
     words = [w for i, w in enumerate(words) if w != "--debug" or i >= limit]
+    if not debug:
+        quiet_prefect_console()
     try:
         code = app(args=words, standalone_mode=False, prog_name="ndcao")
     except typer.TyperException as error:

@@ -19,6 +19,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from pipeline.progress import Progress
 
+SHORT_TEXT = 12  # characters of a cell that is never wrapped
 PIPE_WIDTH = 140  # characters of a line where stdout is no terminal
 
 
@@ -87,17 +88,23 @@ def format_value(value: Any) -> str:
 def make_table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None
 ) -> Table:
-    """Build a rich table; numbers are aligned right, the first column never wraps."""
+    """Build a rich table; numbers are aligned right and, as names, never wrapped."""
     cells = [list(row) for row in rows]
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for index, column in enumerate(columns):
         values = [row[index] for row in cells]
         numeric = all(v is None or _is_number(v) for v in values)
+        lengths = [len(format_value(value)) for value in values]
+        lengths += [len(word) for word in str(column).split()]
+        longest = max(lengths, default=0)
         table.add_column(
             Text(str(column)),
             justify="right" if numeric else "left",
             overflow="fold",
             no_wrap=index == 0,
+            min_width=longest if numeric or longest <= SHORT_TEXT else None,
         )
     for row in cells:
         table.add_row(*(Text(format_value(value)) for value in row))

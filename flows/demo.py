@@ -12,27 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from flows.console import note, out
 from flows.environment import default_results, keep_prefect_local
+from flows.stopping import stop_on_signals
 from flows.tables import comparison_table
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
+ND_CAO: dict[str, Any] = {
+    "algorithm": {"kind": "nd-cao"},
+    "blocks": "by_unit:5",
+    "budget": {"steps": 400},
+}
 METHODS: tuple[dict[str, Any], ...] = (
-    {
-        "algorithm": {"kind": "nd-cao"},
-        "mode": "sync",
-        "budget": {"steps": 400},
-    },
-    {
-        "algorithm": {"kind": "nd-cao"},
-        "mode": "async",
-        "budget": {"steps": 400},
-    },
-    {
-        "algorithm": {"kind": "sgd"},
-        "mode": "sync",
-        "budget": {"steps": 200},
-    },
+    {**ND_CAO, "mode": "sync"},
+    {**ND_CAO, "mode": "async"},
+    {"algorithm": {"kind": "sgd"}, "mode": "sync", "budget": {"steps": 300}},
 )
 
 
@@ -70,13 +64,14 @@ def run_demo(
     note("starting Prefect and a local Dask cluster …")
     from flows.demo_flow import demo_flow
 
-    answer: dict[str, Any] = demo_flow(
-        seeds=seeds,
-        workers=workers,
-        results=str(results),
-        report=str(report),
-        again=again,
-    )
+    with stop_on_signals(note):
+        answer: dict[str, Any] = demo_flow(
+            seeds=seeds,
+            workers=workers,
+            results=str(results),
+            report=str(report),
+            again=again,
+        )
     title = f"digits: {len(METHODS)} methods, {seeds} seeds"
     out.print(comparison_table(answer["rows"], title))
     note(f"curves of both modes: {answer['report']}")

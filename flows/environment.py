@@ -16,9 +16,6 @@ PREFECT_DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # The temporary server needs 10-17 s on an idle machine; the shipped limit is 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    # Console logs of a flow start at warnings: the display tells the rest. Run logs
-    # that go to the API (and its UI) keep Prefect's own level.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
 }
 
 
@@ -26,6 +23,14 @@ def apply_prefect_defaults() -> None:
     """Set each of :data:`PREFECT_DEFAULTS` that the environment does not set yet."""
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def quiet_prefect_console() -> None:
+    """Keep Prefect's log lines off the terminal; its API and UI get them all the same.
+
+    For commands, which have a display of their own and print an error as one line.
+    """
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 def home() -> Path:

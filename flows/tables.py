@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from flows.console import format_value, make_table
+from flows.console import format_value, make_table, out
 
 if TYPE_CHECKING:
     from flows.doctor import Check
@@ -32,6 +32,8 @@ COMPARED = {
     "n_samples": "samples",
     "mean_staleness": "staleness",
 }
+MAX_VARIED = 3  # settings that differ, shown as columns; the page has them all
+WIDE = 120  # characters of a line that has room for them
 ALGORITHM_COLUMNS = ("algorithm", "may use", "modes", "nodes", "paper")
 _COLOURS = {"ok": "green", "note": "cyan", "warn": "yellow", "fail": "bold red"}
 
@@ -47,14 +49,18 @@ def run_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
-    """Return compared runs: what differs in columns, what is the same below them."""
+    """Return compared runs: what they have and differ in; below, what is the same.
+
+    Settings that only some of them have (those of one algorithm) are left to the page.
+    """
     figures = [name for name in COMPARED if name in rows[0]]
     others = [name for name in rows[0] if name not in COMPARED and name != "run_id"]
-    varied = [name for name in others if len({str(row[name]) for row in rows}) > 1]
-    same = [name for name in others if name not in varied and rows[0][name] != 0]
-    columns = [*figures, *varied]
+    shared = [n for n in others if all(format_value(r[n]) != "–" for r in rows)]
+    varied = [n for n in shared if len({str(row[n]) for row in rows}) > 1]
+    same = [n for n in shared if n not in varied and rows[0][n] != 0]
+    columns = [*figures, *(varied[:MAX_VARIED] if out.width >= WIDE else [])]
     table = make_table(
-        [COMPARED.get(name, name) for name in columns],
+        [COMPARED.get(n, n.removeprefix("config.")) for n in columns],
         ([row[name] for name in columns] for row in rows),
         title or None,
     )

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from pipeline.batches import Split
 from pipeline.context import Context
 from pipeline.coordinator import Coordinator, Group, Limits
 from pipeline.engines import host
@@ -22,7 +23,7 @@ from pipeline.updates import message_of, point_of
 POLL_S = 0.5
 TELL_S = 0.5
 
-Sums = dict[str, np.ndarray]
+Sums = dict[Split, np.ndarray]
 
 
 class Evaluation(Protocol):
@@ -86,9 +87,10 @@ class FreeTraining(Training):
 
     def run(self, evaluate: Evaluator) -> tuple[Tensor, Tensor | None]:
         """Train until the budget is used; returns the final parameters and buffers."""
-        coordinator, executor = self.coordinator, self.executor
+        executor = self.executor
         self._evaluations: list[tuple[Evaluation, dict[str, Any]]] = []
         self._evaluate, self._busy_s = evaluate, 0.0
+        self._snapped: dict[int, int] = {}
         self._before, self._began = self.journal.wall_time_s, executor.now()
         self._told = self._heard = time.monotonic()
         self._next_eval = self._mean_step() // self.eval_every * self.eval_every
@@ -98,6 +100,18 @@ class FreeTraining(Training):
             self._began = executor.now()
             self._busy_s = 0.0
         self._next_eval += self.eval_every
+        try:
+            self._drive()
+        except BaseException:
+            if self.journal.updates:  # a lost cluster loses no accepted update
+                self._merge()
+                self._save(collect=False)
+            raise
+        self._finish()
+        return self._solution()
+
+    def _drive(self) -> None:
+        coordinator = self.coordinator
         while True:
             coordinator.fill()
             if coordinator.idle:
@@ -105,16 +119,13 @@ class FreeTraining(Training):
             self._listen()
             self._merge()
             self._decide()
-            if self._mean_step() >= self._next_eval:
-                self._next_eval = (
-                    self._mean_step() // self.eval_every + 1
-                ) * self.eval_every
+            step = self._mean_step()
+            if step >= self._next_eval:
+                self._next_eval = (step // self.eval_every + 1) * self.eval_every
                 self._snapshot()
             self._collect(wait=False)
             if self.save_due:
                 self._save()
-        self._finish()
-        return self._solution()
 
     def _listen(self) -> None:
         answers = self.executor.poll(POLL_S)
@@ -169,8 +180,11 @@ class FreeTraining(Training):
             name = binding(self.config.budget, self._costs, self.limit)
             self.journal.stop_reason = f"budget: {name}"
         self._collect(wait=True)
-        self._snapshot()
-        self._collect(wait=True)
+        if self._snapped != self.coordinator.steps:
+            self._snapshot()
+            self._collect(wait=True)
+        if self.coordinator.diverged:
+            self.journal.stop_reason = "diverged: non-finite loss"
         if self.journal.stop_reason == "interrupted":
             self._save()
         self.tell("training", self._mean_step())
@@ -184,6 +198,7 @@ class FreeTraining(Training):
         return self.context.solution(messages)
 
     def _snapshot(self) -> None:
+        self._snapped = dict(self.coordinator.steps)
         params, buffers = self._solution()
         facts = {
             "step": self._mean_step(),
@@ -207,15 +222,16 @@ class FreeTraining(Training):
 
     # -- checkpoints -----------------------------------------------------------------
 
-    def _save(self) -> None:
+    def _save(self, *, collect: bool = True) -> None:
         coordinator = self.coordinator
+        if collect:
+            self._collect(wait=True)
         state = {
             "points": {n: list(p) for n, p in coordinator.points.items()},
             "groups": [
                 [g.nodes, g.accepted, g.seen, g.base] for g in coordinator.groups
             ],
         }
-        self._collect(wait=True)
         self.save("free", self._mean_step(), state)
         for group in coordinator.groups:
             group.want_states = True

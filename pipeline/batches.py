@@ -16,11 +16,10 @@ from blocks.algorithm import step_rng
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore
 
+StoredSplit = Literal["train", "val", "test"]
 Split = Literal["loss", "train", "val", "test"]
 
-TRAIN_LOSS_SAMPLES = (
-    20_000  # samples behind a reported `train_loss`, the same for all runs
-)
+TRAIN_LOSS_SAMPLES = 20_000  # behind a reported `train_loss`, the same for all runs
 _SUBSET, _SHARD, _EPOCH = 2, 3, 4  # streams of `step_rng`
 
 
@@ -37,8 +36,8 @@ _LOCK = threading.Lock()
 _KEPT = 8  # splits a process keeps
 
 
-def resident(store: DataStore, split: str, device: torch.device) -> _Images:
-    """This process's copy of a split, read and verified on first use."""
+def resident(store: DataStore, split: StoredSplit, device: torch.device) -> _Images:
+    """Return the resident copy of a split, read and verified on first use."""
     key = (store.content_sha256, split, str(device))
     with _LOCK:
         if key not in _IMAGES:
@@ -53,7 +52,7 @@ def resident(store: DataStore, split: str, device: torch.device) -> _Images:
 
 
 class ResidentData:
-    """Batches of one run, as standardised float32 tensors (n, C, H, W) and int64 labels.
+    """Batches of one run: standardised float32 tensors (n, C, H, W) and int64 labels.
 
     Splits: ``loss`` (the scoring subset: ``loss_samples`` training samples drawn from
     the run's seed, draw ``subset``), ``train`` (a fixed, evenly spaced part of the
@@ -88,7 +87,7 @@ class ResidentData:
         """Samples behind one loss value: ``loss_samples``, or all there are."""
         return min(config.loss_samples or store.n_train, store.n_train)
 
-    def _take(self, split: str, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _take(self, split: Split, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         source = resident(
             self._store, "train" if split == "loss" else split, self._device
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from pipeline.config import ClusterConfig
 from pipeline.mailbox import MailboxPlugin
 
 SETTINGS = {
-    "distributed.scheduler.allowed-failures": 50,  # deaths a run survives, not a task's fault
+    "distributed.scheduler.allowed-failures": 50,  # deaths that are not a task's fault
     "distributed.admin.large-graph-warning-threshold": "200MB",
+    "distributed.worker.profile.enabled": False,  # it samples stacks every 10 ms
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
 }
@@ -69,14 +71,15 @@ class Cluster:
                     {r for w in everyone.values() for r in w.get("resources", {})}
                 )
                 raise RuntimeError(
-                    f"`cluster.resource` must be offered by at least {n} worker(s); nobody "
-                    f"offers {self.config.resource!r}, they offer {has or 'none'}. Start "
-                    f'workers with --resources "{self.config.resource}=1".'
+                    f"`cluster.resource` must be offered by at least {n} worker(s); "
+                    f"got {len(found)} with {self.config.resource!r}, and workers that "
+                    f"offer {', '.join(has) or 'none'}. Start workers with "
+                    f'--resources "{self.config.resource}=1".'
                 )
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"`cluster` must have at least {n} worker(s); got {len(found)} after "
-                    f"{self.config.start_timeout_s:g} s. Start workers, or raise "
+                    f"`cluster` must have at least {n} worker(s); got {len(found)} "
+                    f"after {self.config.start_timeout_s:g} s. Start workers, or raise "
                     "cluster.start_timeout_s."
                 )
             time.sleep(POLL_S)
@@ -92,9 +95,8 @@ def open_cluster(config: ClusterConfig, device: str = "cpu") -> Iterator[Cluster
 
     Raises
     ------
-    RuntimeError — if the scheduler cannot be reached in ``start_timeout_s``, the device
-    is
-        missing, or no worker comes.
+    RuntimeError — if the scheduler cannot be reached in ``start_timeout_s``, the
+        device is missing, or no worker comes.
     """
     with dask.config.set(SETTINGS):
         if config.kind == "local":
@@ -117,7 +119,7 @@ def _ready(client: Client, config: ClusterConfig) -> Cluster:
 
 
 def _local(config: ClusterConfig, device: str) -> Any:
-    dashboard = ":0" if config.dashboard else None
+    dashboard = "127.0.0.1:0"
     if device == "cuda":
         return _local_cuda(config, dashboard)
     resources = {config.resource: 1} if config.resource else None
@@ -126,13 +128,13 @@ def _local(config: ClusterConfig, device: str) -> Any:
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=dashboard and "127.0.0.1:0",
+        dashboard_address=dashboard,
         resources=resources,
     )
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Names of this process's GPUs, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -187,12 +189,19 @@ def _connect(config: ClusterConfig) -> Client:
                 f"`cluster.scheduler_file` must exist; got {path}. Start one with "
                 f"`dask scheduler --scheduler-file {path}`."
             )
+        try:
+            json.loads(path.read_text(encoding="utf-8"))["address"]
+        except (OSError, ValueError, LookupError, TypeError) as err:
+            raise RuntimeError(
+                f"`cluster.scheduler_file` must name a scheduler; got {path}: {err}. "
+                f"Start one with `dask scheduler --scheduler-file {path}`."
+            ) from err
         target = {"scheduler_file": str(path)}
     try:
         return Client(timeout=config.start_timeout_s, set_as_default=False, **target)
     except (OSError, TimeoutError) as err:
         where = config.address or config.scheduler_file
         raise RuntimeError(
-            f"`cluster` must be reachable within {config.start_timeout_s:g} s; got no answer "
-            f"from {where}. Check the address, or start `dask scheduler` there."
+            f"`cluster` must be reachable within {config.start_timeout_s:g} s; got no "
+            f"answer from {where}. Check the address, or start `dask scheduler` there."
         ) from err

@@ -131,7 +131,8 @@ def summary_table(ds: xr.Dataset) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame indexed by ``run_id``; the configuration fields that vary come last.
+    DataFrame indexed by ``run_id``; the configuration fields that vary come last, but
+    not an algorithm's settings that all of its runs share.
     """
     import pandas as pd
 
@@ -146,8 +147,15 @@ def summary_table(ds: xr.Dataset) -> pd.DataFrame:
         columns[attr] = column(figures[attr])
     columns["mean_staleness"] = column("mean_staleness")
     columns["stop_reason"] = column("stop_reason")
+    families = [
+        columns["algorithm"] == name for name in np.unique(columns["algorithm"])
+    ]
     for key in ds.attrs["config_varies"]:
-        columns[key] = column(key)
+        text = column(key).astype(str)
+        if not key.startswith("config.algorithm.") or any(
+            len(np.unique(text[family])) > 1 for family in families
+        ):
+            columns[key] = column(key)
     return pd.DataFrame(columns, index=pd.Index(column("run_id"), name="run_id"))
 
 

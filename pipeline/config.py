@@ -208,7 +208,7 @@ class RunConfig(Section):
 
 
 def home() -> Path:
-    """Folder of ``data/`` and ``results/``: ``$NDCAO_HOME``, else the current folder."""
+    """Folder of ``data/`` and ``results/``: ``$NDCAO_HOME``, or the current one."""
     return Path(os.environ.get("NDCAO_HOME") or ".").expanduser()
 
 

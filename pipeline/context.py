@@ -1,4 +1,4 @@
-"""What one process needs to compute for a run: model, blocks, resident data, algorithm."""
+"""What one process needs to compute a run: model, blocks, resident data, algorithm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from blocks.models import build_model
 from blocks.oracle import Counters, GuardedOracle
 from blocks.partition import Block, join, partition, split
 from blocks.probes import directions, probe_points
-from pipeline.batches import ResidentData
+from pipeline.batches import ResidentData, Split
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore, open_store
 
@@ -34,7 +34,7 @@ PROBES_AT_ONCE = 64  # joint probe vectors held in memory at a time
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """Everything a worker needs to rebuild a run's context; small but for ``params``."""
+    """All a worker needs to rebuild a run's context; small but for ``params``."""
 
     run_id: str
     config: RunConfig  # resolved: no setting is left to a default
@@ -46,7 +46,7 @@ class RunSpec:
 
 
 class Context:
-    """One run inside one process. Pure: equal inputs give equal bits in every process."""
+    """One run inside one process. Pure: equal inputs, equal bits, in every process."""
 
     def __init__(self, spec: RunSpec, store: DataStore) -> None:
         config = spec.config
@@ -209,12 +209,10 @@ class Context:
             )
             for node, m in enumerate(ordered)
         ]
-        chunks = []
-        for first in range(0, n_probes, PROBES_AT_ONCE):
-            last = min(first + PROBES_AT_ONCE, n_probes)
-            rows = [self.join([p[k] for p in probes]) for k in range(first, last)]
-            chunks.append((first, torch.stack(rows)))
-        return chunks
+        return [
+            (first, self.join([p[first : first + PROBES_AT_ONCE] for p in probes]))
+            for first in range(0, n_probes, PROBES_AT_ONCE)
+        ]
 
     def _losses(self, points: Tensor, inputs: Tensor, targets: Tensor) -> np.ndarray:
         """(k,) float64 loss sums of k parameter vectors on one batch."""
@@ -248,10 +246,10 @@ class Context:
         self,
         params: Tensor,
         buffers: Tensor | None,
-        split_name: str,
+        split_name: Split,
         shards: Sequence[int],
     ) -> np.ndarray:
-        """(len(shards), 3) float64: loss sum, correct answers, samples of each shard."""
+        """(len(shards), 3) float64: loss sum, correct answers, samples by shard."""
         sums = np.zeros((len(shards), 3))
         with torch.no_grad():
             for row, shard in enumerate(shards):
@@ -264,7 +262,7 @@ class Context:
 
 
 def use_threads(config: RunConfig) -> None:
-    """Give this thread's torch the configured thread count, and deterministic kernels."""
+    """Set torch's thread count, and deterministic kernels on CUDA."""
     if torch.get_num_threads() != config.threads:
         torch.set_num_threads(config.threads)
     if config.device == "cuda":
@@ -279,7 +277,7 @@ _KEPT = 4  # contexts a process keeps (several runs may share a worker)
 
 
 def context_of(spec: RunSpec) -> Context:
-    """This process's context of a run, built on first use."""
+    """Return the context of a run in this process, built on first use."""
     key = f"{spec.run_id}:{spec.content_sha256}:{spec.store}"
     with _LOCK:
         found = _CACHE.pop(key, None)
@@ -293,8 +291,10 @@ def context_of(spec: RunSpec) -> Context:
 
 
 def _same_start(a: RunSpec, b: RunSpec) -> bool:
-    if (a.params is None) != (b.params is None) or a.config != b.config:
+    if a.config != b.config:
         return False
-    return a.n_steps == b.n_steps and (
-        a.params is None or b.params is None or np.array_equal(a.params, b.params)
+    return a.n_steps == b.n_steps and all(
+        (x is None and y is None)
+        or (x is not None and y is not None and np.array_equal(x, y))
+        for x, y in ((a.params, b.params), (a.buffers, b.buffers))
     )

@@ -1,4 +1,4 @@
-"""The policy of asynchronous and bounded runs: what to submit, what to accept, when to stop.
+"""The policy of asynchronous and bounded runs: what to submit, to accept, to stop.
 
 Pure of I/O: an executor runs the tasks. Each (node, step) is accepted once; scores join
 the newest accepted points, named at submission; with a bound n no block is more than n
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from blocks.algorithm import LossRecord
 from pipeline.executor import (
     Base,
     Done,
@@ -41,8 +40,8 @@ class Group:
     queued: deque[UpdateTask] = field(default_factory=deque)
     base: Base = field(default_factory=lambda: Base(None, 0))
     rebuild: bool = False  # the next task must carry the base
-    pinned: LossRecord | None = None  # record that a lost, already accepted step folded
     want_states: bool = False
+    early: dict[int, UpdateDone] = field(default_factory=dict)  # answers out of order
 
     @property
     def submitted(self) -> int:
@@ -88,6 +87,7 @@ class Coordinator:
         self.steps = dict.fromkeys(self.points, 0)
         self.published = -1  # newest version known to be published
         self.scores: deque[ScoreTask] = deque()
+        self.early: dict[int, ScoreDone] = {}  # by version, answered out of order
         self.fresh = True  # an accepted point is not in a submitted score yet
         self.outcome = Outcome()
         self.n_reruns = 0
@@ -173,9 +173,13 @@ class Coordinator:
             self._accept_update(done)
 
     def _accept_score(self, done: ScoreDone) -> None:
-        if not self.scores or done.task.version != self.scores[0].version:
+        if all(done.task.version != task.version for task in self.scores):
             return  # a second answer to a score that is known already
-        self.scores.popleft()
+        self.early[done.task.version] = done
+        while self.scores and self.scores[0].version in self.early:
+            self._fold_score(self.early.pop(self.scores.popleft().version))
+
+    def _fold_score(self, done: ScoreDone) -> None:
         record = done.record
         self.published = record.version
         self.outcome.scores.append((record, done.start, done.end))
@@ -187,22 +191,30 @@ class Coordinator:
             self.stopping = True
 
     def _accept_update(self, done: UpdateDone) -> None:
-        task, group = done.task, self.groups[done.task.group]
-        if not group.queued or task.step != group.queued[0].step:
-            return  # a second answer to a step that is accepted already
-        if done.outcome == "missed":
-            self.n_reruns += 1
-            self._requeue(task)
-            return
+        group = self.groups[done.task.group]
+        if all(done.task is not task for task in group.queued):
+            return  # taken back, or a second answer to a step that is accepted already
+        group.early[done.task.step] = done
+        while group.queued and group.queued[0].step in group.early:
+            self._fold_update(group, group.early.pop(group.queued[0].step))
+
+    def _fold_update(self, group: Group, done: UpdateDone) -> None:
+        task = done.task
         if done.outcome == "idle":
             self._drop(group)
+            return
+        if done.outcome == "missed" or done.after != group.seen:
+            # States are gone, or come from a re-run that folded other records than the
+            # accepted ones: the next task brings what they are rebuilt from.
+            self.n_reruns += 1
+            self._requeue(task)
             return
         assert done.record is not None
         group.queued.popleft()
         group.accepted += 1
         group.seen = done.record.version
         if done.states is not None:
-            group.base = Base(done.states, group.accepted)
+            group.base = Base(done.states, group.accepted, group.seen)
             group.want_states = False
         else:
             records = (*group.base.records, done.record)
@@ -223,13 +235,14 @@ class Coordinator:
     def _requeue(self, task: UpdateTask) -> None:
         """Forget what is queued for a group; its next task carries the base."""
         group = self.groups[task.group]
-        if any(q.step == task.step for q in group.queued):
+        if any(task is queued for queued in group.queued):
             self._drop(group)
             group.rebuild = True
 
     def _drop(self, group: Group) -> None:
         """Take back a group's queued tasks; late answers to them are not accepted."""
         group.queued.clear()
+        group.early.clear()
 
     # -- the loop --------------------------------------------------------------------
 

@@ -6,13 +6,14 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from distributed import Future, wait
 from torch import Tensor
 
 from blocks.algorithm import Message
+from pipeline.batches import Split
 from pipeline.cluster import Cluster
 from pipeline.context import Context, RunSpec, context_of
 from pipeline.loss_board import LocalBoard, VariableBoard
@@ -40,7 +41,6 @@ class Engine(Protocol):
 
     n_workers: int
     n_reruns: int
-    worker_names: list[str]
 
     def run(self, first: int, n_rounds: int) -> Outcome:
         """Run rounds ``first`` … ``first + n_rounds − 1``."""
@@ -55,8 +55,8 @@ class Engine(Protocol):
         """Continue from a snapshot."""
 
     def evaluate(
-        self, params: Tensor, buffers: Tensor | None, splits: Sequence[str]
-    ) -> dict[str, np.ndarray]:
+        self, params: Tensor, buffers: Tensor | None, splits: Sequence[Split]
+    ) -> dict[Split, np.ndarray]:
         """(n_shards, 3) sums of each split (``Context.evaluate``)."""
 
 
@@ -68,7 +68,6 @@ class InProcess:
 
     def __init__(self, spec: RunSpec) -> None:
         self.context: Context = context_of(spec)
-        self.worker_names = ["in-process"]
         self._board = LocalBoard()
         self._states: dict[int, NodeState] = {
             node: self.context.init_node(node) for node in range(self.context.n_nodes)
@@ -98,8 +97,8 @@ class InProcess:
         self._states = {n: unpack(*one, device=device) for n, one in packed.items()}
 
     def evaluate(
-        self, params: Tensor, buffers: Tensor | None, splits: Sequence[str]
-    ) -> dict[str, np.ndarray]:
+        self, params: Tensor, buffers: Tensor | None, splits: Sequence[Split]
+    ) -> dict[Split, np.ndarray]:
         """Sums of each split, by shard."""
         shards = range(self.context.config.n_shards)
         return {s: self.context.evaluate(params, buffers, s, shards) for s in splits}
@@ -118,12 +117,10 @@ class OnDask:
             node: pack(self.context.init_node(node))
             for node in range(self.context.n_nodes)
         }
-        self._nonce = uuid.uuid4().hex[:8]
-        self.board_name = f"ndcao-{spec.run_id}-{self._nonce}"
-        VariableBoard(self.board_name, spec.run_id, self.client).open()
-        self.worker_names: list[str] = []
         prepare(cluster, spec)
         self.n_workers = len(cluster.wait_for_workers())
+        self.board_name = f"ndcao-{spec.run_id}-{uuid.uuid4().hex[:8]}"
+        VariableBoard(self.board_name, spec.run_id, self.client).open()
 
     def close(self) -> None:
         """Delete the run's Variable."""
@@ -132,7 +129,8 @@ class OnDask:
     def run(self, first: int, n_rounds: int) -> Outcome:
         """Run a piece; again from its start if a worker of it dies."""
         for attempt in range(MAX_ATTEMPTS):
-            needed = 1 + len(set(self.spec.config.own_worker))
+            alone = len(set(self.spec.config.own_worker))
+            needed = min(alone + 1, max(self.context.n_nodes, 1))
             addresses = self.cluster.wait_for_workers(needed)
             piece = self._piece(first, n_rounds, attempt, addresses)
             outcome = self._attempt(piece)
@@ -147,8 +145,8 @@ class OnDask:
                 outcome.aborted,
             )
         raise RuntimeError(
-            f"`cluster` must keep its workers for one piece of {n_rounds} rounds; gave up "
-            f"after {MAX_ATTEMPTS} attempts. Resume the run on a steadier cluster."
+            f"`cluster` must keep its workers for one piece of {n_rounds} rounds; gave "
+            f"up after {MAX_ATTEMPTS} attempts. Resume the run on a steadier cluster."
         )
 
     def _piece(
@@ -178,22 +176,25 @@ class OnDask:
                 self._abort(piece, futures)
                 return Outcome(aborted=problem)
             answers = self.client.gather(futures)
+        except BaseException:  # an error in one task: its peers must not wait for it
+            self._abort(piece, futures)
+            raise
         finally:
             self.client.cancel(futures)
         merged = Outcome()
         names = self.cluster.workers()
-        for rank, (_, outcome) in enumerate(answers):
-            worker = self._worker_index(
-                names.get(piece.addresses[rank], piece.addresses[rank])
-            )
-            outcome.updates = [(*u[:5], worker) for u in outcome.updates]
+        for _, outcome in answers:
+            outcome.updates = [
+                (node, step, seen, start, end, names.get(worker, worker))
+                for node, step, seen, start, end, worker in outcome.updates
+            ]
             merged.add(outcome)
         if not merged.aborted:
             for packed, _ in answers:
                 self._packed.update(packed)
         return merged
 
-    def _submit(self, piece: Piece, rank: int) -> Future:
+    def _submit(self, piece: Piece, rank: int) -> Future[Any]:
         share = piece.shares[rank]
         blocks = "+".join(f"b{node}" for node in share.nodes[:4])
         more = "+…" if len(share.nodes) > 4 else ""
@@ -211,7 +212,7 @@ class OnDask:
             pure=False,
         )
 
-    def _watch(self, piece: Piece, futures: list[Future]) -> str:
+    def _watch(self, piece: Piece, futures: list[Future[Any]]) -> str:
         """Wait for a piece; returns what went wrong, or nothing."""
         while True:
             try:
@@ -223,7 +224,7 @@ class OnDask:
                 if problem or gone:
                     return problem or f"worker {', '.join(sorted(gone))} is gone"
 
-    def _abort(self, piece: Piece, futures: list[Future]) -> None:
+    def _abort(self, piece: Piece, futures: list[Future[Any]]) -> None:
         """Tell the survivors to stop waiting for each other, and let them return."""
         alive = [a for a in piece.addresses if a in self.cluster.workers()]
         if alive:
@@ -249,11 +250,6 @@ class OnDask:
                     if a in current
                 ]
 
-    def _worker_index(self, name: str) -> int:
-        if name not in self.worker_names:
-            self.worker_names.append(name)
-        return self.worker_names.index(name)
-
     def messages(self) -> dict[int, Message]:
         """Newest message of every node."""
         device = self.context.device
@@ -268,8 +264,8 @@ class OnDask:
         self._packed = dict(packed)
 
     def evaluate(
-        self, params: Tensor, buffers: Tensor | None, splits: Sequence[str]
-    ) -> dict[str, np.ndarray]:
+        self, params: Tensor, buffers: Tensor | None, splits: Sequence[Split]
+    ) -> dict[Split, np.ndarray]:
         """Sums of each split by shard, computed on the workers."""
         sums, _ = RemoteEvaluation(
             self.cluster, self.spec, params, buffers, splits
@@ -277,7 +273,7 @@ class OnDask:
         return sums
 
 
-def _failure(futures: list[Future]) -> str:
+def _failure(futures: list[Future[Any]]) -> str:
     """Why a piece cannot finish; errors of the run itself are raised."""
     from distributed import KilledWorker
 
@@ -328,7 +324,7 @@ class RemoteEvaluation:
         spec: RunSpec,
         params: Tensor,
         buffers: Tensor | None,
-        splits: Sequence[str],
+        splits: Sequence[Split],
     ) -> None:
         self._cluster = cluster
         self._splits = splits
@@ -357,7 +353,7 @@ class RemoteEvaluation:
         """Whether ``result`` would not wait."""
         return all(f.done() for f in self._futures)
 
-    def result(self) -> tuple[dict[str, np.ndarray], float]:
+    def result(self) -> tuple[dict[Split, np.ndarray], float]:
         """(n_shards, 3) sums by split, and the worker-seconds that they took."""
         wait(self._futures, timeout=self._cluster.config.task_timeout_s)
         answers = self._cluster.client.gather(self._futures)
@@ -371,9 +367,9 @@ def evaluate_share(
     spec: RunSpec,
     params: np.ndarray,
     buffers: np.ndarray | None,
-    splits: Sequence[str],
+    splits: Sequence[Split],
     shards: list[int],
-) -> tuple[dict[str, np.ndarray], float]:
+) -> tuple[dict[Split, np.ndarray], float]:
     """One worker's shards of an evaluation, and the seconds that it took."""
     began = time.perf_counter()
     context = context_of(spec)

@@ -30,6 +30,7 @@ class Base:
 
     packed: Packed | None
     step: int  # updates already in ``packed``
+    seen: int = -1  # newest version folded by ``packed``
     records: tuple[LossRecord, ...] = ()  # folded by steps ``step``, ``step + 1``, …
 
 
@@ -62,11 +63,10 @@ class UpdateDone:
 
     task: UpdateTask
     outcome: str  # "done", "idle" (nothing newer to fold) or "missed" (states lost)
+    after: int = -1  # newest version that the states had folded before this step
     record: LossRecord | None = None
     points: Points = field(default_factory=dict)
-    times: tuple[
-        tuple[int, float, float], ...
-    ] = ()  # (node, start, end) on the run's clock
+    times: tuple[tuple[int, float, float], ...] = ()  # (node, start, end), run's clock
     counters: Counters = field(default_factory=Counters)
     states: Packed | None = None
     worker: str = ""

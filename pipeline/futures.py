@@ -1,4 +1,4 @@
-"""An executor of Dask futures: updates read the shared Variable, scores publish to it."""
+"""An executor of Dask futures: updates read the shared Variable, scores publish."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.executor import (
     UpdateTask,
 )
 from pipeline.loss_board import VariableBoard
-from pipeline.placement import place_nodes
+from pipeline.placement import group_slots, place_nodes
 from pipeline.updates import Resident, record_of, score_points, take_step
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,9 @@ class FuturesExecutor:
         self.client = cluster.client
         self.cluster = cluster
         self.n_workers = config.cluster.workers
-        self._groups = groups or [
-            g for g in place_nodes(n_nodes, self.n_workers, config.own_worker) if g
-        ]
+        placed = place_nodes(n_nodes, self.n_workers, config.own_worker)
+        self._groups = groups or [group for group in placed if group]
+        self._slots = group_slots(self._groups, placed)
         self._n_scorers = max(self.n_workers - len(set(config.own_worker)), 1)
         self._nonce = uuid.uuid4().hex[:8]
         self.board_name = f"ndcao-{spec.run_id}-{self._nonce}"
@@ -65,13 +65,12 @@ class FuturesExecutor:
         board.open()
         if last is not None:
             board.publish(last)
-        self._published: dict[int, Future] = {}
-        self._updates: dict[int, Future] = {}  # newest queued update by group
-        self._finished: queue.SimpleQueue[tuple[Future, Any]] = queue.SimpleQueue()
+        self._published: dict[int, Future[Any]] = {}
+        self._updates: dict[int, Future[Any]] = {}  # newest queued update by group
+        self._finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._tasks: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._count = 0
-        self._started = time.time()
         self._addresses: list[str] = []
         self._names: dict[str, str] = {}
         self._looked = 0.0
@@ -93,7 +92,7 @@ class FuturesExecutor:
         return self._groups
 
     def _place(self, slot: int) -> dict[str, Any]:
-        """Where a task prefers to run; another worker takes it when that one is gone."""
+        """Where a task prefers to run; another worker takes it if that one is gone."""
         if time.monotonic() - self._looked > 1.0 or not self._addresses:
             self._names = self.cluster.workers()
             self._addresses = list(self._names)[: self.n_workers]
@@ -110,7 +109,7 @@ class FuturesExecutor:
 
     def _submit(
         self, what: Any, function: Any, *args: Any, key: str, **where: Any
-    ) -> Future:
+    ) -> Future[Any]:
         self._count += 1
         unique = f"{key}-{self._nonce}-{self._count}"
         future = self.client.submit(function, *args, key=unique, **where)
@@ -120,11 +119,11 @@ class FuturesExecutor:
             future.add_done_callback(self._note)
         return future
 
-    def _note(self, future: Future) -> None:
-        self._finished.put((future, None))
+    def _note(self, future: Future[Any]) -> None:
+        self._finished.put(future)
 
     def submit_update(self, task: UpdateTask) -> None:
-        """Queue an update behind the group's previous one and its version's publication."""
+        """Queue an update behind the group's previous one and its publication."""
         after = [self._updates.get(task.group), self._published.get(task.at_least)]
         blocks = "+".join(f"b{node}" for node in task.nodes[:4])
         self._updates[task.group] = self._submit(
@@ -136,7 +135,7 @@ class FuturesExecutor:
             [f for f in after if f is not None and f.status != "error"],
             key=f"update-{blocks}-s{task.step}",
             priority=UPDATE_PRIORITY,
-            **self._place(task.group),
+            **self._place(self._slots[task.group]),
         )
 
     def submit_score(self, task: ScoreTask) -> None:
@@ -177,16 +176,17 @@ class FuturesExecutor:
     def poll(self, timeout_s: float) -> list[Done]:
         """Answers since the last call."""
         try:
-            finished = [self._finished.get(timeout=timeout_s)[0]]
+            finished = [self._finished.get(timeout=timeout_s)]
         except queue.Empty:
             return []
         while True:
             try:
-                finished.append(self._finished.get_nowait()[0])
+                finished.append(self._finished.get_nowait())
             except queue.Empty:
                 break
         with self._lock:
-            known = [(f, self._tasks.pop(f.key, (None, None))[1]) for f in finished]
+            taken = [self._tasks.pop(str(f.key), (None, None)) for f in finished]
+        known = [(f, what) for f, (_, what) in zip(finished, taken, strict=True)]
         answers: list[Done] = []
         ready = [
             (f, task)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline import pack
+from pipeline.batches import Split
 from pipeline.config import Budget, RunConfig
 from pipeline.context import Context, RunSpec
 from pipeline.engines import Engine, host
@@ -22,7 +23,7 @@ from pipeline.record import mean_staleness
 PIECE_S = 2.0  # how long a synchronous piece should take
 MAX_ROUNDS_AHEAD = 500
 FIRST_ROUNDS = 4
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 CHECKPOINT_FORMAT = 1
 
 
@@ -44,7 +45,7 @@ def round_costs(config: RunConfig, n_loss: int, n_train: int) -> Costs:
 
 
 def planned_rounds(budget: Budget, costs: Costs) -> int:
-    """Whole rounds within the countable budgets; 0 = open-ended (bytes or seconds only)."""
+    """Whole rounds within the countable budgets; 0 = open-ended (bytes, seconds)."""
     limits = [budget.steps] if budget.steps is not None else []
     for limit, cost in (
         (budget.loss_values, costs.loss_values),
@@ -141,6 +142,7 @@ class Training:
                 "kind": kind,
                 "config": self.config.model_dump_json(),
                 "run_id": self.spec.run_id,
+                "store": self.spec.store,
                 "content_sha256": self.spec.content_sha256,
                 "n_steps": self.spec.n_steps,
                 "params": self.spec.params,
@@ -159,53 +161,68 @@ class Training:
 
 
 class BarrierTraining(Training):
-    """Synchronous rounds, piece by piece; a piece ends at evaluations and checkpoints."""
+    """Synchronous rounds, a piece at a time; evaluations and checkpoints end one."""
 
     def run(self, engine: Engine, start: int = 0) -> tuple[Tensor, Tensor | None]:
         """Train from round ``start``; returns the final parameters and buffers."""
-        done = start
         self.n_workers = engine.n_workers
         if not self.journal.evals:
-            self._evaluate(engine, done)
+            self._evaluate(engine, start)
+        self._done = self._saved_done = start
+        try:
+            self._rounds(engine)
+        except BaseException:
+            if self._done > self._saved_done:  # a lost cluster loses no finished piece
+                self.save("barrier", self._done, engine.snapshot())
+            raise
+        return self.context.solution(engine.messages())
+
+    def _rounds(self, engine: Engine) -> None:
         pace = 0.0  # seconds a round
         while not self.journal.stop_reason:
-            self.tell("training", done)
-            n_rounds = self._next_piece(done, pace)
+            self.tell("training", self._done)
+            n_rounds = self._next_piece(self._done, pace)
             began = time.monotonic()
-            outcome = engine.run(done, n_rounds)
+            outcome = engine.run(self._done, n_rounds)
             spent = time.monotonic() - began
             self.journal.wall_time_s += spent
             self.journal.add(outcome)
             self.journal.n_reruns, self.n_workers = engine.n_reruns, engine.n_workers
-            done += outcome.n_done
+            self._done += outcome.n_done
             pace = spent / max(outcome.n_done, 1)
-            self._decide(done, outcome.n_done < n_rounds)
-            if (
-                self.journal.stop_reason
-                or done % self.eval_every == 0
-                or self._by_time()
-            ):
-                self._evaluate(engine, done)
-            if self.journal.stop_reason == "interrupted" or self.save_due:
-                self.save("barrier", done, engine.snapshot())
-        return self.context.solution(engine.messages())
+            self._decide(self._done, outcome.n_done < n_rounds)
+            due = self._done % self.eval_every == 0 or self._by_time()
+            reason: str = self.journal.stop_reason
+            interrupted = reason == "interrupted"
+            if due or (reason and not interrupted):
+                self._evaluate(engine, self._done)
+            if interrupted or self.save_due:
+                self.save("barrier", self._done, engine.snapshot())
+                self._saved_done = self._done
+            if interrupted and not due:  # to be seen; a resumed run does not hold it
+                self._evaluate(engine, self._done)
 
     def _next_piece(self, done: int, pace: float) -> int:
         ahead = (
             int(min(max(PIECE_S / pace, 1), MAX_ROUNDS_AHEAD)) if pace else FIRST_ROUNDS
         )
-        if not pace and self.config.budget.bytes is not None:
-            ahead = 1
         seconds = self.config.budget.seconds
         if seconds is not None and pace:
             left = max(seconds - self.journal.wall_time_s, 0.0)
             ahead = min(ahead, max(math.ceil(left / pace), 1))
         limits = [ahead]
+        if self.config.budget.bytes is not None:
+            limits.append(self._rounds_of_bytes(self.config.budget.bytes, done))
         if self.limit:
             limits.append(self.limit - done)
         if self.limit or self.config.eval_every:
             limits.append(self.eval_every - done % self.eval_every)
         return max(min(limits), 1)
+
+    def _rounds_of_bytes(self, limit: int, done: int) -> int:
+        """Rounds until ``limit`` is reached: all rounds move equally many bytes."""
+        moved = self.journal.counters.bytes_moved
+        return math.ceil((limit - moved) * done / moved) if moved else 1
 
     def _by_time(self) -> bool:
         """Open-ended runs are evaluated at every twentieth of their seconds."""
@@ -245,7 +262,7 @@ class BarrierTraining(Training):
             replace(self.journal.counters),
         )
         self.journal.eval_time_s += time.monotonic() - began
-        if not math.isfinite(row["train_loss"]) and not self.journal.stop_reason:
+        if not math.isfinite(row["train_loss"]):
             self.journal.stop_reason = "diverged: non-finite loss"
 
 

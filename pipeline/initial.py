@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from blocks.layout import Layout
+from blocks.layout import Layout, Segment
 from blocks.models import build_model
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore
@@ -42,8 +43,8 @@ def initial_values(config: RunConfig, data: DataStore, results: Path) -> Values:
     params = ds["params"].values
     if params.size != layout.n_params:
         raise ValueError(
-            f"`init` must have the model's {layout.n_params} parameters; run {config.init} "
-            f"has {params.size}. Choose a run of the same model."
+            f"`init` must have the model's {layout.n_params} parameters; run "
+            f"{config.init} has {params.size}. Choose a run of the same model."
         )
     return params, ds["buffers"].values if "buffers" in ds else None
 
@@ -74,15 +75,18 @@ def _from_file(path: Path, layout: Layout) -> Values:
 
 
 def _flat(
-    tensors: dict[str, np.ndarray], segments: tuple, path: Path, out: np.ndarray
+    tensors: dict[str, np.ndarray],
+    segments: Sequence[Segment],
+    path: Path,
+    out: np.ndarray,
 ) -> np.ndarray:
     for segment in segments:
         found = tensors.get(segment.name)
         if found is None or found.shape != tuple(segment.shape):
             got = "nothing" if found is None else f"shape {found.shape}"
             raise ValueError(
-                f"`init` must hold `{segment.name}` of shape {tuple(segment.shape)}; got "
-                f"{got} in {path}. Export it from the same model."
+                f"`init` must hold `{segment.name}` of shape {tuple(segment.shape)}; "
+                f"got {got} in {path}. Export it from the same model."
             )
         out[segment.start : segment.stop] = found.reshape(-1)
     return out

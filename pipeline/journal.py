@@ -1,4 +1,4 @@
-"""What a run has done so far: events, counters, evaluations; checkpointed as a whole."""
+"""What a run has done so far: events, counters, evaluations; saved as a whole."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import numpy as np
 
 from blocks.algorithm import LossRecord
 from blocks.oracle import Counters
+from pipeline.batches import Split
 from pipeline.rounds import Outcome
 
 Update = tuple[int, int, int, float, float, int]  # node, step, seen, start, end, worker
+
+REPORTED: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(slots=True)
@@ -45,10 +48,9 @@ class Journal:
 
     def add(self, outcome: Outcome) -> None:
         """Append what a piece has done; workers are given as names."""
-        for node, step, seen, start, end, *worker in sorted(
-            outcome.updates, key=lambda u: (u[4], u[0])
-        ):
-            index = self.worker(str(worker[0]) if worker else "in-process")
+        in_time = sorted(outcome.updates, key=lambda u: (u[4], u[0]))
+        for node, step, seen, start, end, worker in in_time:
+            index = self.worker(worker)
             self.updates.append((node, step, seen, start, end, index))
         self.scores += outcome.scores
         self.counters.add(outcome.counters)
@@ -62,14 +64,14 @@ class Journal:
     def add_eval(
         self,
         step: int,
-        sums: dict[str, np.ndarray],
+        sums: dict[Split, np.ndarray],
         params: np.ndarray,
         buffers: np.ndarray | None,
         wall_time_s: float,
         version: int,
         counters: Counters,
     ) -> dict[str, float]:
-        """Append an evaluation; keeps the parameters of the smallest validation loss."""
+        """Append an evaluation; keep the parameters of the smallest validation loss."""
         row = {
             "step": step,
             "version": version,
@@ -79,7 +81,7 @@ class Journal:
             "n_gradient_evals": counters.n_gradient_evals,
             "bytes_moved": counters.bytes_moved,
         }
-        for split in ("train", "val", "test"):
+        for split in REPORTED:
             total = np.zeros(3)
             for shard in sums[split]:
                 total += shard

@@ -8,9 +8,7 @@ from typing import Any, Protocol
 from blocks.algorithm import LossRecord
 
 READ_TIMEOUT_S = 30.0
-POLL_S = (
-    0.002  # between two looks at a Variable that has not reached the wanted version
-)
+POLL_S = 0.002  # between two looks at a Variable that is too old
 
 
 class BoardError(RuntimeError):
@@ -39,8 +37,7 @@ def pinned(
     Raises
     ------
     BoardError — if the board stays older than ``version`` for ``timeout_s``, or is
-    newer
-        and ``known`` is not that version.
+        newer and ``known`` is not that version.
     """
     read = board.newest(version, timeout_s)
     if read.version == version:
@@ -127,8 +124,8 @@ class VariableBoard:
             ) from err
         if value["run_id"] != self._run_id:
             raise BoardError(
-                f"`loss board` must belong to run {self._run_id}; got {value['run_id']}. "
-                "Two runs share a Variable: resume one at a time."
+                f"`loss board` must belong to run {self._run_id}; got "
+                f"{value['run_id']}. Two runs share a Variable: resume one at a time."
             )
         return LossRecord(
             value["run_id"],
@@ -147,8 +144,9 @@ class VariableBoard:
                 return record
             if time.monotonic() > deadline:
                 raise BoardError(
-                    f"`loss board` must reach version {at_least} within {timeout_s:g} s; "
-                    f"got {record.version}. Is the publisher's worker alive?"
+                    f"`loss board` must reach version {at_least} within "
+                    f"{timeout_s:g} s; got {record.version}. Is the publisher's worker "
+                    "alive?"
                 )
             time.sleep(POLL_S)
 

@@ -12,11 +12,11 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, wait
 from typing import Any
 
 from distributed import WorkerPlugin, get_worker
-from distributed.protocol import to_serialize
-from distributed.utils import sync
+from distributed.protocol.serialize import to_serialize
 
 HANDLER = "ndcao_post"
 POST_TIMEOUT_S = 30.0
@@ -109,30 +109,42 @@ class Link:
         self.peers = peers
         self.rank = rank
         self.timeout_s = timeout_s
+        self._sending: list[Future[None]] = []
 
     def post(self, ranks: Iterable[int], name: str, value: Any) -> None:
-        """Send ``value`` to some ranks at once; to this rank without the network."""
+        """Send ``value`` to some ranks; to this rank without the network.
+
+        Returns at once. A post that fails is noticed by the next one: whoever waits for it
+        is gone, or will be told by the client that the piece has ended.
+        """
         others = []
         for rank in ranks:
             if rank == self.rank:
                 MAILBOX.put(self.piece, name, value)
             else:
                 others.append(self.peers[rank])
-        if not others:
-            return
-        worker = get_worker()
-        try:
-            sync(
-                worker.loop,
-                self._send,
-                worker,
-                others,
-                name,
-                value,
-                callback_timeout=POST_TIMEOUT_S,
-            )
-        except (OSError, TimeoutError) as err:
-            raise PieceAborted(f"could not post {name}: {err}") from err
+        self._check()
+        if others:
+            worker: Any = get_worker()
+            sending = self._send(worker, others, name, value)
+            loop = worker.loop.asyncio_loop
+            self._sending.append(asyncio.run_coroutine_threadsafe(sending, loop))
+
+    def settle(self) -> None:
+        """Wait until every post has arrived."""
+        wait(self._sending, POST_TIMEOUT_S)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise for posts that have failed, forget those that have arrived."""
+        done = [sending for sending in self._sending if sending.done()]
+        self._sending = [sending for sending in self._sending if not sending.done()]
+        for sending in done:
+            error = sending.exception()
+            if isinstance(error, OSError | TimeoutError):
+                raise PieceAborted(f"could not post: {error}") from error
+            if error is not None:
+                raise error
 
     async def _send(
         self, worker: Any, others: list[str], name: str, value: Any
@@ -143,10 +155,10 @@ class Link:
             )
             for address in others
         ]
-        await asyncio.gather(*posts)
+        await asyncio.wait_for(asyncio.gather(*posts), POST_TIMEOUT_S)
 
     def meet(self) -> None:
-        """Wait until every peer has started the piece; a busy cluster aborts it in time."""
+        """Wait until every peer has started the piece; abort it if one does not."""
         others = [rank for rank in range(len(self.peers)) if rank != self.rank]
         self.post(others, f"hello-{self.rank}", None)
         for rank in others:

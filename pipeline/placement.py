@@ -12,7 +12,7 @@ from pipeline.rounds import Share
 def place_nodes(
     n_nodes: int, n_workers: int, own_worker: Sequence[int] = ()
 ) -> list[tuple[int, ...]]:
-    """Spread nodes evenly over workers; those in ``own_worker`` get one each, the last ones.
+    """Spread nodes evenly over workers; those in ``own_worker`` get the last, one each.
 
     Returns
     -------
@@ -25,7 +25,8 @@ def place_nodes(
     wrong = [node for node in own_worker if not 0 <= node < n_nodes]
     if wrong:
         raise ValueError(
-            f"`own_worker` must name blocks 0 to {n_nodes - 1}; got {wrong}. Correct it."
+            f"`own_worker` must name blocks 0 to {n_nodes - 1}; got {wrong}. "
+            "Correct the numbers."
         )
     alone = sorted(set(own_worker))
     shared = n_workers - len(alone)
@@ -39,6 +40,14 @@ def place_nodes(
         tuple(int(i) for i in part) for part in np.array_split(rest, max(shared, 1))
     ]
     return groups[:shared] + [(node,) for node in alone]
+
+
+def group_slots(
+    groups: Sequence[tuple[int, ...]], placed: Sequence[tuple[int, ...]]
+) -> list[int]:
+    """Worker of each group: its place in ``placed``, or its own number if not there."""
+    where = {group: worker for worker, group in enumerate(placed)}
+    return [where.get(group, number) for number, group in enumerate(groups)]
 
 
 def place(

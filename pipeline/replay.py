@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from blocks.algorithm import LossRecord, Message
@@ -16,11 +17,11 @@ from pipeline.engines import host
 from pipeline.initial import initial_values
 from pipeline.record import hardware, package_versions, params_sha256
 from pipeline.run_store import open_run
-from pipeline.runs import find_run, store_path, summary
+from pipeline.runs import find_run, results_folder, store_path, summary
 from pipeline.store import ensure_store
 
 
-def replay(run: str | Path, *, results: str | Path = "results") -> dict[str, Any]:
+def replay(run: str | Path, *, results: str | Path | None = None) -> dict[str, Any]:
     """Recompute a run's final parameters from its record and compare their hash.
 
     Neither stored parameters nor stored losses are read but to compare: the record says
@@ -39,7 +40,7 @@ def replay(run: str | Path, *, results: str | Path = "results") -> dict[str, Any
     folder, run_id = find_run(run, results)
     ds = open_run(store_path(folder, run_id))
     ds.attrs["store"] = str(store_path(folder, run_id))
-    context = _context(ds, Path(results))
+    context = _context(ds, results_folder(results))
     messages, losses_match = recompute(context, ds)
     params, _ = context.solution(messages)
     digest = params_sha256(host(params))
@@ -62,8 +63,8 @@ def _context(ds: xr.Dataset, results: Path) -> Context:
     data = open_store(path)
     if data.content_sha256 != ds.attrs["data_sha256"]:
         raise ValueError(
-            f"`dataset` must be the one the run was trained on; {path} has another content. "
-            "Ingest the original data again."
+            f"`dataset` must be the one the run was trained on; {path} has another "
+            "content. Ingest the original data again."
         )
     params, buffers = initial_values(config, data, results)
     spec = RunSpec(
@@ -80,8 +81,10 @@ def _context(ds: xr.Dataset, results: Path) -> Context:
 
 
 def recompute(context: Context, ds: xr.Dataset) -> tuple[dict[int, Message], bool]:
-    """Walk the record: every score after the updates it joined, every update after its
-    version. Returns the final messages and whether all losses were the recorded ones.
+    """Walk the record and take its updates and scores again.
+
+    Every score comes after the updates it joined, every update after its version.
+    Returns the final messages and whether all losses were the recorded ones.
     """
     seen = _seen_versions(context, ds)
     nodes = range(context.n_nodes)
@@ -113,7 +116,7 @@ def recompute(context: Context, ds: xr.Dataset) -> tuple[dict[int, Message], boo
         losses = context.combine_losses(
             context.score(messages, steps, all_shards, subset)
         )
-        losses_match &= list(losses) == recorded
+        losses_match &= np.array_equal(losses, recorded, equal_nan=True)
         records[version] = LossRecord(
             context.spec.run_id, version, losses, tuple(steps), subset
         )

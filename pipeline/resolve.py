@@ -9,7 +9,7 @@ from pipeline.data_store import DataStore
 
 
 def resolve(config: RunConfig, data: DataStore) -> RunConfig:
-    """Return ``config`` with the algorithm's defaults and the evaluation form filled in.
+    """Return ``config`` with the algorithm's defaults and evaluation form filled in.
 
     ``loss_samples`` is cut to the training samples there are, ``evaluation_form``
     follows the fixed table of ``blocks.batched`` for the model and the device.
@@ -26,8 +26,8 @@ def resolve(config: RunConfig, data: DataStore) -> RunConfig:
     n_loss = min(wanted, data.n_train)
     if n_loss < config.n_shards:
         raise ValueError(
-            f"`loss_samples` must be at least `n_shards` = {config.n_shards}; got {n_loss}. "
-            "Use more training samples or fewer shards."
+            f"`loss_samples` must be at least `n_shards` = {config.n_shards}; got "
+            f"{n_loss}. Use more training samples or fewer shards."
         )
     module = build_model(
         config.model.name,

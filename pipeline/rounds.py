@@ -24,6 +24,7 @@ from pipeline.pack import pack, tensor, unpack
 
 NodeState = tuple[Any, Message]
 Packed = dict[int, tuple[Any, list[np.ndarray]]]  # by node
+Update = tuple[int, int, int, float, float, str]  # node, step, seen, start, end, worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Piece:
 class Outcome:
     """What a worker, or the whole piece, has done."""
 
-    updates: list[tuple[int, int, int, float, float]] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
     scores: list[tuple[LossRecord, float, float]] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
     n_done: int = 0  # complete rounds
@@ -88,6 +89,7 @@ class Worker:
         self.link = link
         self.outcome = Outcome()
         self.scorers = [r for r, s in enumerate(piece.shares) if s.shards]
+        self.name = piece.addresses[rank] if piece.addresses else "in-process"
 
     def run(self, states: dict[int, NodeState]) -> dict[int, NodeState]:
         """Run the piece's rounds; returns the nodes' new states and messages."""
@@ -107,13 +109,12 @@ class Worker:
             start = time.time()
             delay = self.context.config.delays.get(node, 0.0)
             if delay:
-                time.sleep(
-                    delay
-                )  # a straggler on request, not a way to wait for anything
+                time.sleep(delay)  # a straggler on request, not a way to wait
             state, message, used = self.context.update(node, k, state, record)
             new[node] = (state, message)
             end = time.time()
-            self.outcome.updates.append((node, k, k if record else -1, start, end))
+            seen = k if record else -1
+            self.outcome.updates.append((node, k, seen, start, end, self.name))
             self.outcome.busy_s += end - start
             self.outcome.counters.add(used)
             self.outcome.counters.bytes_moved += message.n_bytes
@@ -190,7 +191,7 @@ class Worker:
 
 
 def record_bytes(record: LossRecord) -> int:
-    """Bytes of a record's numbers: 8 a loss, 4 a scored step, 16 for version and draw."""
+    """Bytes of a record's numbers: 8 a loss, 4 a step, 16 for version and draw."""
     return 8 * len(record.losses) + 4 * len(record.steps) + 16
 
 
@@ -217,6 +218,8 @@ def run_on_worker(piece: Piece, rank: int, packed: Packed) -> tuple[Packed, Outc
         if link is not None:
             link.meet()
         states = worker.run(states)
+        if link is not None:
+            link.settle()
     except PieceAborted as err:
         return {}, Outcome(aborted=str(err))
     finally:

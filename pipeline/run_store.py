@@ -15,6 +15,8 @@ from pipeline.arrays import chunk_sizes, create_array, hash_array, wrong_chunks
 from pipeline.atomic import partial_directory, publish
 from pipeline.schema import check_schema
 
+# What zarr and JSON readers raise on metadata that is broken.
+BROKEN = (ValueError, OSError, LookupError, TypeError, AttributeError)
 REMEDY = "Train it again with --again, or restore the store from a copy."
 
 
@@ -40,11 +42,14 @@ def write_run(ds: xr.Dataset, path: Path) -> Path:
             )
             array[...] = values
             hashes[str(name)] = hash_array(array)
-        attrs: dict[str, Any] = {k: v for k, v in ds.attrs.items() if k not in MARKERS}
+        attrs: dict[str, Any] = {
+            str(k): v for k, v in ds.attrs.items() if k not in MARKERS
+        }
         attrs["chunks"] = chunk_sizes(partial)
         group.attrs.update(attrs)
-        marker = {"content_sha256": _content_hash(hashes, attrs), "complete": True}
-        group.attrs.update({"variables": hashes, **marker})
+        marker: dict[str, Any] = {"variables": hashes, "complete": True}
+        marker["content_sha256"] = _content_hash(hashes, attrs)
+        group.attrs.update(marker)
         publish(partial, path)
     return path
 
@@ -53,7 +58,7 @@ MARKERS = ("complete", "content_sha256", "chunks", "variables")
 
 
 def open_run(path: str | Path) -> xr.Dataset:
-    """Open a run store, refusing one that is incomplete or damaged; loads it into memory.
+    """Open and load a run store, refusing one that is incomplete or damaged.
 
     Raises
     ------
@@ -67,14 +72,15 @@ def open_run(path: str | Path) -> xr.Dataset:
         )
     try:
         group = zarr.open_group(str(path), mode="r", zarr_format=3)
-        attrs = dict(group.attrs)
-    except (ValueError, OSError, KeyError) as err:
+        attrs: dict[str, Any] = dict(group.attrs)
+    except BROKEN as err:
         raise ValueError(
             f"`run` must be a run store; got {path}: {err}. {REMEDY}"
         ) from err
-    if attrs.get("complete") is not True:
+    if attrs.get("complete") is not True or any(m not in attrs for m in MARKERS):
         raise ValueError(
-            f"`run` must be complete; got {path} without its completion marker. {REMEDY}"
+            f"`run` must be complete; got {path} without its completion marker. "
+            f"{REMEDY}"
         )
     bad = wrong_chunks(path, attrs["chunks"])
     if bad:
@@ -88,7 +94,7 @@ def open_run(path: str | Path) -> xr.Dataset:
             assert isinstance(array, zarr.Array)
             hashes[name] = hash_array(array)
         ds: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None).load()
-    except (ValueError, OSError, KeyError, RuntimeError) as err:
+    except (*BROKEN, RuntimeError) as err:
         raise ValueError(f"`run` must be whole; got {path}: {err}. {REMEDY}") from err
     covered = {k: v for k, v in attrs.items() if k not in MARKERS or k == "chunks"}
     if _content_hash(hashes, covered) != attrs["content_sha256"]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from pipeline.places import data_folder
 from pipeline.run_store import open_run
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "list_runs",
     "load_model",
     "open_run",
+    "results_folder",
     "store_path",
     "summary",
 ]
@@ -57,15 +59,13 @@ def checkpoint_path(folder: Path, run_id: str) -> Path:
     return folder / f"{run_id}{CHECKPOINT}"
 
 
-def list_runs(results: str | Path) -> list[RunInfo]:
+def list_runs(results: str | Path | None = None) -> list[RunInfo]:
     """Return every run under ``results``, finished ones and those to be resumed.
 
     Only attributes are read; damaged stores are listed as such.
     """
-    folder = Path(results)
-    found = []
-    for path in sorted(folder.glob(f"*/*{STORE}")):
-        found.append(_stored(path))
+    folder = results_folder(results)
+    found = [_stored(path) for path in sorted(folder.glob(f"*/*{STORE}"))]
     for path in sorted(folder.glob(f"*/*{CHECKPOINT}")):
         run_id = path.name.removesuffix(CHECKPOINT)
         found.append(RunInfo(run_id, path.parent.name, "interrupted", path))
@@ -95,8 +95,13 @@ def _stored(path: Path) -> RunInfo:
     )
 
 
+def results_folder(results: str | Path | None = None) -> Path:
+    """Return ``results``, or ``$NDCAO_HOME/results`` when that is not given."""
+    return data_folder().parent / "results" if results is None else Path(results)
+
+
 def find_run(
-    run: str | Path, results: str | Path, checkpoint: bool = False
+    run: str | Path, results: str | Path | None = None, checkpoint: bool = False
 ) -> tuple[Path, str]:
     """Return (folder, run id) of a run given by path, by id, or by the start of its id.
 
@@ -109,6 +114,7 @@ def find_run(
     for suffix in (STORE, CHECKPOINT):
         if path.name.endswith(suffix) and path.exists():
             return path.parent, path.name.removesuffix(suffix)
+    results = results_folder(results)
     suffixes = (STORE, CHECKPOINT) if checkpoint else (STORE,)
     fits = {
         (found.parent, found.name.removesuffix(suffix))
@@ -120,8 +126,8 @@ def find_run(
     chosen = exact or fits
     if not chosen:
         raise FileNotFoundError(
-            f"`run` must be a run's id, the start of one, or a store's path; got {run}, "
-            f"and nothing under {results} fits. See `ndcao runs`."
+            "`run` must be a run's id, the start of one, or a store's path; got "
+            f"{run}, and nothing under {results} fits. See `ndcao runs`."
         )
     if len(chosen) > 1:
         names = ", ".join(sorted(f"{f.name}/{r}" for f, r in chosen)[:4])
@@ -131,7 +137,7 @@ def find_run(
     return chosen.pop()
 
 
-def open_named(run: str | Path, results: str | Path) -> xr.Dataset:
+def open_named(run: str | Path, results: str | Path | None) -> xr.Dataset:
     """Open a run given as ``find_run`` takes it."""
     folder, run_id = find_run(run, results)
     ds = open_run(store_path(folder, run_id))
@@ -147,7 +153,7 @@ def summary(ds: xr.Dataset) -> dict[str, Any]:
 
 
 def load_model(
-    run: str | Path | xr.Dataset, results: str | Path = "results"
+    run: str | Path | xr.Dataset, results: str | Path | None = None
 ) -> nn.Module:
     """Return the trained network of a run as a torch module in evaluation mode.
 
@@ -184,7 +190,7 @@ def _bare_module(ds: xr.Dataset) -> nn.Module:
 def evaluate_run(
     run: str | Path,
     dataset: str | Path | None = None,
-    results: str | Path = "results",
+    results: str | Path | None = None,
 ) -> dict[str, Any]:
     """Score a run's final network again, on its own data or on another data set.
 
@@ -209,8 +215,8 @@ def evaluate_run(
     shape = tuple(json.loads(ds.attrs["image_shape"]))
     if (data.image_shape, data.n_classes) != (shape, ds.attrs["n_classes"]):
         raise ValueError(
-            f"`dataset` must have images {shape} and {ds.attrs['n_classes']} classes; got "
-            f"{data.image_shape} and {data.n_classes}. Choose one like the run's own."
+            f"`dataset` must have images {shape} and {ds.attrs['n_classes']} classes; "
+            f"got {data.image_shape} and {data.n_classes}. Choose one like the run's."
         )
     spec = RunSpec(
         ds.attrs["run_id"],
@@ -240,7 +246,7 @@ def evaluate_run(
 
 
 def export_run(
-    run: str | Path, path: str | Path, results: str | Path = "results"
+    run: str | Path, path: str | Path, results: str | Path | None = None
 ) -> Path:
     """Write a run's network as a safetensors file that ``--init`` and other tools read.
 

@@ -56,7 +56,7 @@ class Group:
 
 AXES = (
     Axis("update", "step", "Updates per node"),
-    Axis("samples", "n_samples", "Samples scored"),
+    Axis("samples", "n_samples", "Samples seen"),
     Axis("wall_time", "wall_time_s", "Wall time (s)"),
     Axis("loss_values", "n_loss_evals", "Loss values"),
 )

@@ -20,12 +20,13 @@ from pipeline import pack
 from pipeline.asynchronous import FreeTraining, SplitsEvaluation, saved_groups
 from pipeline.batches import ResidentData
 from pipeline.cluster import open_cluster
-from pipeline.config import RunConfig, home, validate_config
+from pipeline.config import RunConfig, validate_config
 from pipeline.context import Context, RunSpec, context_of
 from pipeline.data_store import DataStore, open_store
 from pipeline.engines import Engine, InProcess, OnDask, RemoteEvaluation, host, prepare
 from pipeline.futures import FuturesExecutor
 from pipeline.harness import (
+    CHECKPOINT_FORMAT,
     SPLITS,
     BarrierTraining,
     Training,
@@ -34,11 +35,12 @@ from pipeline.harness import (
 )
 from pipeline.initial import initial_values
 from pipeline.journal import Journal
+from pipeline.placement import place_nodes
 from pipeline.progress import Progress, Watcher
 from pipeline.record import to_dataset
 from pipeline.resolve import resolve
 from pipeline.run_store import open_run, write_run
-from pipeline.runs import checkpoint_path, find_run, store_path
+from pipeline.runs import checkpoint_path, find_run, results_folder, store_path
 from pipeline.store import ensure_store
 from pipeline.virtual import VirtualExecutor
 
@@ -99,7 +101,7 @@ def train(
     """
     began = time.monotonic()
     path = Path(store) if store else ensure_store(config.dataset)
-    job = _job(config, path, _results(results), again)
+    job = _job(config, path, results_folder(results), again)
     job.folder.mkdir(parents=True, exist_ok=True)
     with _only(job):
         if job.store.exists() and not again:
@@ -108,7 +110,7 @@ def train(
             return ds
         saved = None
         if job.checkpoint.exists() and not again:
-            saved = pack.load(job.checkpoint)
+            saved = load_checkpoint(job.checkpoint)
             logger.info("continuing %s from its checkpoint", job.spec.run_id)
         return _train(job, saved, progress, stop, began)
 
@@ -133,17 +135,18 @@ def resume(
     FileNotFoundError — if there is no such run.
     """
     began = time.monotonic()
-    folder, run_id = find_run(run, _results(results), checkpoint=True)
+    folder, run_id = find_run(run, results_folder(results), checkpoint=True)
     path = checkpoint_path(folder, run_id)
     if not path.exists():
         ds = open_run(store_path(folder, run_id))
         ds.attrs |= {"status": "exists", "store": str(store_path(folder, run_id))}
         return ds
-    saved = pack.load(path)
+    saved = load_checkpoint(path)
     data = json.loads(saved["config"])
     data["cluster"] |= cluster or {}
     config = validate_config(data)
-    store = open_store(ensure_store(config.dataset))
+    same = Path(saved["store"])
+    store = open_store(same if same.exists() else ensure_store(config.dataset))
     if store.content_sha256 != saved["content_sha256"]:
         raise ValueError(
             f"`dataset` must be the one that {run_id} was trained on; {store.path} has "
@@ -163,8 +166,22 @@ def resume(
         return _train(job, saved, progress, stop, began)
 
 
-def _results(results: str | Path | None) -> Path:
-    return Path(results) if results is not None else home() / "results"
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a run's checkpoint.
+
+    Raises
+    ------
+    ValueError — if it is damaged, or of another format.
+    """
+    saved = pack.load(path)
+    version = saved.get("format") if isinstance(saved, dict) else None
+    if version != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"`checkpoint` must be of format {CHECKPOINT_FORMAT}; got {version} at "
+            f"{path}. Train again with --again."
+        )
+    found: dict[str, Any] = saved
+    return found
 
 
 def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
@@ -193,8 +210,9 @@ def _only(job: _Job) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as err:
         raise RuntimeError(
-            f"`run` must be trained by one process at a time; {job.spec.run_id} is being "
-            "trained by another. Wait for it, or change a setting."
+            "`run` must be trained by one process at a time; "
+            f"{job.spec.run_id} is being trained by another. Wait for it, or change a "
+            "setting."
         ) from err
     try:
         yield
@@ -229,9 +247,11 @@ def check_blocks(config: RunConfig, context: Context) -> None:
         wrong = [node for node in nodes if not 0 <= node < context.n_nodes]
         if wrong:
             raise ValueError(
-                f"`{name}` must name blocks 0 to {context.n_nodes - 1} of this partition; "
-                f"got {wrong[0]}. Correct the block's number."
+                f"`{name}` must name blocks 0 to {context.n_nodes - 1} of this "
+                f"partition; got {wrong[0]}. Correct the block's number."
             )
+    if config.own_worker:
+        place_nodes(context.n_nodes, config.cluster.workers, config.own_worker)
 
 
 @contextlib.contextmanager
@@ -257,7 +277,7 @@ def _run(
     if cluster is None:
         virtual = VirtualExecutor(training.context, groups=groups)
         if last is not None:
-            virtual.start_at(last.version + 1, last)
+            virtual.start_at(last, training.journal.wall_time_s)
         training.prepare(virtual, state)
         return training.run(lambda p, b: SplitsEvaluation(training.context, p, b))
     prepare(cluster, spec)

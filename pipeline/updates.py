@@ -63,14 +63,16 @@ def take_step(
         counters.add(used)
         counters.bytes_moved += message.n_bytes
         times.append((node, start, clock()))
+    packed = {n: pack(s) for n, s in states.items()} if task.want_states else None
     done = UpdateDone(
         task,
         "done",
+        resident.seen,
         record,
         points_of(states),
         tuple(times),
         counters,
-        {n: pack(s) for n, s in states.items()} if task.want_states else None,
+        packed,
     )
     return Resident(task.step + 1, record.version, states), done
 
@@ -84,7 +86,7 @@ def rebuild(context: Context, task: UpdateTask) -> Resident:
     else:
         packed = base.packed
         states = {n: unpack(*packed[n], device=context.device) for n in task.nodes}
-    step, seen = base.step, -1
+    step, seen = base.step, base.seen
     for record in base.records:
         for node in task.nodes:
             state, message, _ = context.update(node, step, states[node][0], record)

@@ -12,10 +12,11 @@ import itertools
 from collections import deque
 from dataclasses import dataclass, replace
 
+from blocks.algorithm import LossRecord
 from pipeline.context import Context
 from pipeline.executor import Done, ScoreDone, ScoreTask, UpdateTask
 from pipeline.loss_board import LocalBoard
-from pipeline.placement import place_nodes
+from pipeline.placement import group_slots, place_nodes
 from pipeline.updates import Resident, record_of, score_points, take_step
 
 
@@ -34,7 +35,7 @@ class _Share:
 
 
 class VirtualExecutor:
-    """Serial workers, each with a queue; groups and score shares are placed as on Dask."""
+    """Serial workers, each with a queue; tasks are placed as on Dask."""
 
     def __init__(
         self,
@@ -48,11 +49,9 @@ class VirtualExecutor:
         self.n_workers = n_workers or config.cluster.workers
         self.costs = costs or Costs()
         self.board = LocalBoard()
-        self._groups = groups or [
-            g
-            for g in place_nodes(context.n_nodes, self.n_workers, config.own_worker)
-            if g
-        ]
+        placed = place_nodes(context.n_nodes, self.n_workers, config.own_worker)
+        self._groups = groups or [group for group in placed if group]
+        self._slots = group_slots(self._groups, placed)
         self._scorers = max(self.n_workers - len(set(config.own_worker)), 1)
         self._queues: list[deque[UpdateTask | _Share]] = [
             deque() for _ in range(self.n_workers)
@@ -63,7 +62,7 @@ class VirtualExecutor:
         self._clock = 0.0
         self._waiting: list[UpdateTask] = []
         self._shares_left: dict[int, int] = {}
-        self._scored: dict[int, tuple[ScoreTask, float]] = {}
+        self._scored: dict[int, ScoreTask] = {}
         self._next_version = 0
         self._published = -1
         self._resident: dict[int, Resident | None] = {}
@@ -77,13 +76,11 @@ class VirtualExecutor:
         """Nodes by group."""
         return self._groups
 
-    def start_at(self, version: int, record: object = None) -> None:
-        """Continue a resumed run whose versions below ``version`` are published."""
-        from blocks.algorithm import LossRecord
-
-        if isinstance(record, LossRecord):
-            self.board.publish(record)
-        self._published, self._next_version = version - 1, version
+    def start_at(self, last: LossRecord, clock_s: float) -> None:
+        """Continue a resumed run after its newest published record."""
+        self.board.publish(last)
+        self._published, self._next_version = last.version, last.version + 1
+        self._clock = clock_s
 
     def submit_update(self, task: UpdateTask) -> None:
         """Queue an update for when its version is published."""
@@ -116,7 +113,7 @@ class VirtualExecutor:
         if task.known is None and task.at_least > self._published:
             self._waiting.append(task)
         else:
-            self._enqueue(task.group % self.n_workers, task)
+            self._enqueue(self._slots[task.group] % self.n_workers, task)
 
     def _enqueue(self, worker: int, job: UpdateTask | _Share) -> None:
         self._queues[worker].append(job)
@@ -156,28 +153,28 @@ class VirtualExecutor:
             version = what.task.version
             self._shares_left[version] -= 1
             if self._shares_left[version] == 0:
-                self._scored[version] = (what.task, self._clock)
+                self._scored[version] = what.task
                 self._publish()
         else:
             self._at(self._clock + self.costs.latency_s, "done", what, worker)
         self._start(worker)
 
     def _publish(self) -> None:
+        for version in [v for v in self._scored if v < self._next_version]:
+            self._score(self._scored.pop(version))  # a lost answer, given again
         while self._next_version in self._scored:
-            task, _ = self._scored.pop(self._next_version)
-            shards = list(range(self.context.config.n_shards))
-            sums = score_points(
-                self.context, task.points, task.steps, shards, task.subset
-            )
-            record = record_of(
-                self.context, task.version, task.steps, task.subset, sums
-            )
-            self.board.publish(record)
+            self._score(self._scored.pop(self._next_version))
             self._published = self._next_version
             self._next_version += 1
-            start = self._score_start.pop(task.version)
-            done = ScoreDone(task, record, start, self._clock)
-            self._at(self._clock + self.costs.latency_s, "done", done, 0)
             ready, self._waiting = self._waiting, []
             for update in ready:
                 self._ready(update)
+
+    def _score(self, task: ScoreTask) -> None:
+        context, shards = self.context, list(range(self.context.config.n_shards))
+        sums = score_points(context, task.points, task.steps, shards, task.subset)
+        record = record_of(context, task.version, task.steps, task.subset, sums)
+        self.board.publish(record)
+        start = self._score_start.pop(task.version)
+        done = ScoreDone(task, record, start, self._clock)
+        self._at(self._clock + self.costs.latency_s, "done", done, 0)

@@ -26,7 +26,7 @@ def test_fit_linear__equals_primal_ridge_with_free_intercept():
     penalty = 1e-2 * float((x @ x.T).trace()) / 12
     eye = torch.eye(30, dtype=torch.float64)
     primal = torch.linalg.solve(x.T @ x + penalty * eye, x.T @ (y - y.mean()))
-    got = fit_linear(window, 1e-2).gradient
+    got = fit_linear(window, points[3], 1e-2).gradient
     # float32 displacements of size 1e-2 from an anchor: about 1e-5 relative.
     assert torch.allclose(got.to(torch.float64), primal, rtol=1e-3, atol=1e-3)
 
@@ -37,7 +37,7 @@ def test_fit_linear__finds_the_slope_of_a_plane_whatever_the_subset_offsets():
     points = torch.randn(40, 5, generator=g)
     subset = [i // 14 for i in range(40)]
     losses = [float(p @ slope) + 10.0 * s for p, s in zip(points, subset, strict=True)]
-    gradient = fit_linear(window_of(points, losses, subset), 1e-9).gradient
+    gradient = fit_linear(window_of(points, losses, subset), points[0], 1e-9).gradient
     assert torch.allclose(gradient, slope, atol=1e-4)
 
 
@@ -45,14 +45,14 @@ def test_fit__window_without_information_gives_no_surrogate():
     points = torch.ones(4, 6)
     window = window_of(points, [1.0, 2.0, 3.0, 4.0])
     indices = np.array([[0, 1, -1]])
-    assert fit_linear(window, 1e-4) is None
+    assert fit_linear(window, points[0], 1e-4) is None
     assert fit_kernel(window, points[0], 1e-4, 2) is None
     assert fit_monomials(window, points[0], 10.0, indices) is None
 
 
 def test_fit_linear__equal_losses_give_no_surrogate():
     points = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    assert fit_linear(window_of(points, [1.0] * 4), 1e-4) is None
+    assert fit_linear(window_of(points, [1.0] * 4), points[0], 1e-4) is None
 
 
 def test_fit_kernel__of_order_two_reproduces_a_quadratic():
@@ -119,8 +119,21 @@ def test_fit__duplicate_pairs_are_no_error(estimator):
     window = window_of(points, [0.1, 0.7, 0.2, 0.1, 0.15, 0.12])
     rng = np.random.default_rng(0)
     if estimator == "linear":
-        surrogate = fit_linear(window, 1e-4)
+        surrogate = fit_linear(window, points[0], 1e-4)
     else:
         surrogate = fit_kernel(window, points[0], 1e-4, 3)
     winner = surrogate.screen(100, 0.1, 0.3, rng)
     assert torch.isfinite(winner.candidate).all()
+
+
+def test_fit_linear__curvature_prior_gives_the_slope_at_the_centre():
+    # Pairs along a line away from the minimum of x²: the plain slope is that of their
+    # middle, the one that expects curvature is that of the centre.
+    points = torch.zeros(9, 3)
+    points[:, 0] = torch.linspace(0.0, 0.8, 9)
+    losses = points[:, 0].square().tolist()
+    window = window_of(points, losses)
+    plain = fit_linear(window, points[2], 1e-6).gradient[0]
+    curved = fit_linear(window, points[2], 1e-6, 1.0).gradient[0]
+    assert float(plain) == pytest.approx(0.8, abs=1e-3)
+    assert float(curved) == pytest.approx(0.4, abs=1e-3)

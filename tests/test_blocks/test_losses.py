@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+
 from blocks.losses import LOSSES, per_sample_loss
 
 LOGITS = torch.tensor([[0.0, 0.0, 0.0], [2.0, -1.0, 0.5]])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from blocks.algorithm import step_rng
 from blocks.probes import directions, probe_points
 

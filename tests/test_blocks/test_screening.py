@@ -22,7 +22,7 @@ def make_surrogate(estimator, singular):
     losses = torch.rand(N_PAIRS, generator=g, dtype=torch.float64).tolist()
     window = Window.empty(centre).append(points, losses, 0, N_PAIRS)
     if estimator == "linear":
-        return fit_linear(window, 1e-4)
+        return fit_linear(window, centre, 1e-4)
     if estimator == "kernel":
         return fit_kernel(window, centre, 1e-2, 3)
     indices = np.array([[0, -1, -1], [2, 5, -1], [7, 5, 2], [9, 9, 1]])

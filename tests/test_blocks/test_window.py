@@ -1,9 +1,11 @@
+import gc
 import pickle
 import threading
 
 import pytest
 import torch
 
+from blocks import window as window_module
 from blocks.window import Window, append_rows
 
 
@@ -49,10 +51,9 @@ def test_window__drifting_block_keeps_its_gram_matrix_accurate():
         point = point + 0.01 * torch.randn(d, generator=g) + 0.05
         kept.append(point)
         window = window.append(point[None], [0.0], 0, limit)
-    centring = window.centring()
     true = torch.stack(kept[-limit:]).to(torch.float64)
     true = true - true.mean(0)
-    got = centring @ window.gram @ centring
+    got = window.centred(window.centred(window.gram).T)
     scale = float((true @ true.T).trace()) / limit
     assert float((got - true @ true.T).abs().max()) < 1e-5 * scale  # ridge is 1e-4
 
@@ -105,10 +106,29 @@ def test_window__pickled_one_continues_bit_for_bit():
         assert torch.equal(window.rows, restored.rows)
 
 
+def test_window__gram_about_a_centre_is_that_of_displacements_from_it():
+    window, points, _ = filled(8, limit=10)
+    centre = points[2] + 0.01
+    moved = (points - centre).to(torch.float64)
+    assert torch.allclose(window.gram_about(centre), moved @ moved.T, atol=1e-7)
+
+
 def test_window__centring_subtracts_the_mean_of_each_subset():
     window, _, _ = filled(6, limit=10, subsets=[0, 0, 1, 1, 1, 2])
-    centred = window.centring() @ window.losses
+    centred = window.centred(window.losses)
     losses = window.losses
     assert torch.allclose(centred[:2], losses[:2] - losses[:2].mean())
     assert torch.allclose(centred[2:5], losses[2:5] - losses[2:5].mean())
     assert abs(float(centred[5])) < 1e-15
+
+
+def test_append_rows__memory_is_released_with_the_last_window():
+    gc.collect()
+    before = len(window_module._ARENAS)
+    rows = torch.empty(0, 8)
+    for _ in range(100):
+        rows = append_rows(rows, torch.ones(1, 8), 10)
+    assert len(window_module._ARENAS) <= before + 2
+    del rows
+    gc.collect()
+    assert len(window_module._ARENAS) <= before

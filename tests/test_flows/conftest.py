@@ -1,9 +1,11 @@
 """Fixtures of the flows' tests: servers of Prefect, stand-ins for slow modules."""
 
+import atexit
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import types
 import urllib.error
@@ -12,6 +14,11 @@ import urllib.request
 import pytest
 
 import flows  # noqa: F401  (sets Prefect's defaults before anything imports it)
+
+if "PREFECT_HOME" not in os.environ:  # read at import, so too early for a fixture
+    _place = tempfile.TemporaryDirectory(prefix="ndcao-prefect-")
+    atexit.register(_place.cleanup)
+    os.environ["PREFECT_HOME"] = _place.name
 
 LINE = {
     "run_id": "nd-cao-sync-digits-s0-0123456789",

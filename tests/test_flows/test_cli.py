@@ -208,7 +208,7 @@ def test_train__diverged_run_exits_1_and_still_prints_its_line(calls, capsys, ho
 
 def test_train__interrupt_says_how_to_resume_and_exits_130(stub, line, capsys, home):
     def train(config, stop, **rest):
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
         assert stop.wait(timeout=5)
         return {**line, "status": "interrupted", "stop_reason": "interrupted"}
 

@@ -1,9 +1,20 @@
+import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
 from flows.stopping import stop_on_signals
+
+
+def wait_for(condition, limit_s=5.0):
+    deadline = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -11,25 +22,55 @@ def test_stop__first_signal_sets_the_event_and_says_so(number):
     said = []
     with stop_on_signals(said.append) as stop:
         assert not stop.event.is_set()
-        signal.raise_signal(number)
-        assert stop.event.is_set()
+        os.kill(os.getpid(), number)
+        assert wait_for(stop.event.is_set)
     assert stop.signal_number == number
     assert len(said) == 1
     assert "checkpoint" in said[0]
 
 
 def test_stop__second_signal_interrupts():
-    with stop_on_signals():
-        signal.raise_signal(signal.SIGINT)
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert wait_for(stop.event.is_set)
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+            interrupt_and_wait()
 
 
-def test_stop__handlers_are_put_back():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+def interrupt_and_wait():
+    os.kill(os.getpid(), signal.SIGINT)
+    wait_for(lambda: False)
+
+
+def test_stop__handlers_and_mask_are_put_back():
+    def now():
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), mask
+
+    before, n_threads = now(), threading.active_count()
     with stop_on_signals():
-        assert signal.getsignal(signal.SIGINT) is not before[0]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+        assert now() != before
+    assert now() == before
+    assert threading.active_count() == n_threads
+
+
+def test_stop__nested_runs_share_one_request():
+    with stop_on_signals() as outer, stop_on_signals() as inner:
+        assert inner is outer
+    with stop_on_signals() as later:
+        assert later is not outer
+
+
+def test_stop__processes_started_meanwhile_do_not_see_ctrl_c():
+    code = "import time; print('up', flush=True); time.sleep(1); print('alive')"
+    with stop_on_signals():
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
+        answer, _ = process.communicate(timeout=20)
+    assert (answer, process.returncode) == ("alive\n", 0)
 
 
 def test_stop__off_the_main_thread_it_never_fires_and_never_fails():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +158,207 @@ def write_run():
 def write_demo_runs():
     """Return the function that writes three methods with some seeds each."""
     return store_demo_runs
+
+
+# -- real runs, tiny ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """Return the store of scikit-learn's digits, ingested once."""
+    from pipeline.store import ingest
+
+    return ingest("digits", store=tmp_path_factory.mktemp("data") / "digits.zarr").path
+
+
+@pytest.fixture(scope="session")
+def tiny(digits):
+    """Return the function that makes a small configuration: ``tiny(mode="async")``."""
+    from pipeline.config import RunConfig, load_config
+
+    def make(**flags: Any) -> RunConfig:
+        flags.setdefault("cluster", {"kind": "in-process", "workers": 2})
+        base = {
+            "dataset": str(digits),
+            "model": {"hidden": [6]},
+            "blocks": "by_unit:3",
+            "loss_samples": 200,
+            "budget": {"steps": 8},
+        }
+        return load_config(None, [], base | flags)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def context_for():
+    """Return the function that builds a configuration's context in this process."""
+    from pipeline.batches import ResidentData
+    from pipeline.context import Context, RunSpec
+    from pipeline.data_store import open_store
+    from pipeline.harness import planned_rounds, round_costs
+    from pipeline.resolve import resolve
+
+    def make(config: Any, run_id: str = "run") -> Context:
+        store = open_store(Path(config.dataset))
+        config = resolve(config, store)
+        costs = round_costs(config, ResidentData.count(store, config), store.n_train)
+        n_steps = planned_rounds(config.budget, costs)
+        spec = RunSpec(run_id, config, str(store.path), store.content_sha256, n_steps)
+        return Context(spec, store)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sync_run(tiny, tmp_path_factory) -> tuple[xr.Dataset, Path]:
+    """Return one stored synchronous ND-CAO run and its results folder."""
+    from pipeline.train import train
+
+    results = tmp_path_factory.mktemp("sync")
+    return train(tiny(), results=results), results
+
+
+@pytest.fixture(scope="session")
+def async_run(tiny, tmp_path_factory) -> tuple[xr.Dataset, Path]:
+    """Return one stored asynchronous run with a delayed block, on the virtual clock."""
+    from pipeline.train import train
+
+    results = tmp_path_factory.mktemp("async")
+    config = tiny(mode="async", budget={"steps": 20}, delays={1: 0.06})
+    return train(config, results=results), results
+
+
+@pytest.fixture(scope="session")
+def small_cluster():
+    """Return a cluster of two worker processes that tests share."""
+    import dask
+    from distributed import LocalCluster
+
+    from pipeline.cluster import SETTINGS
+
+    with (
+        dask.config.set(SETTINGS),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+    ):
+        yield cluster
+
+
+@pytest.fixture
+def shared(small_cluster):
+    """Return the shared cluster's settings, once both of its workers are there."""
+    from distributed import Client
+
+    with Client(small_cluster, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=90)
+    yield {"kind": "address", "address": small_cluster.scheduler_address, "workers": 2}
+    assert board_values(small_cluster) == {}, "a run left its Variable behind"
+
+
+def board_values(cluster: Any) -> dict[str, Any]:
+    """Return what the cluster's Variables hold now, by name."""
+    held = dict(cluster.scheduler.extensions["variables"].variables)
+    assert all(one["type"] == "msgpack" for one in held.values())  # plain numbers
+    return {name: one["value"] for name, one in held.items()}
+
+
+@pytest.fixture
+def kill_at(small_cluster):
+    """Return the function that kills a worker process whenever a version is reached.
+
+    The killings happen in a thread that watches the run's Variable, so while updates
+    run; the list it returns holds the versions at which one was killed.
+    """
+    over = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def start(*versions: int) -> list[int]:
+        killed: list[int] = []
+
+        def watch() -> None:
+            for number, version in enumerate(versions):
+                while not over.wait(0.005):
+                    seen = [v["version"] for v in board_values(small_cluster).values()]
+                    if seen and max(seen) >= version:
+                        nannies = list(small_cluster.workers.values())
+                        os.kill(nannies[number % 2].process.pid, signal.SIGKILL)
+                        killed.append(max(seen))
+                        break
+
+        threads.append(threading.Thread(target=watch))
+        threads[-1].start()
+        return killed
+
+    yield start
+    over.set()
+    for thread in threads:
+        thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def drive():
+    """Return the function that runs a coordinator over a virtual executor."""
+    from pipeline.coordinator import Coordinator, Limits
+    from pipeline.updates import point_of
+    from pipeline.virtual import VirtualExecutor
+
+    def run(
+        context: Any,
+        bound: int | None = None,
+        steps: int = 10,
+        wrap: Any = None,
+        n_workers: int = 2,
+        max_polls: int = 20_000,
+    ) -> Coordinator:
+        executor = VirtualExecutor(context, n_workers=n_workers)
+        executor = executor if wrap is None else wrap(executor)
+        points = {n: point_of(context.init_node(n)[1]) for n in range(context.n_nodes)}
+        coordinator = Coordinator(
+            *(executor, points, bound, Limits(steps)),
+            *(context.subset, context.data.n_loss),
+        )
+        for _ in range(max_polls):
+            coordinator.fill()
+            if coordinator.idle:
+                return coordinator
+            for done in executor.poll(0.0):
+                coordinator.accept(done)
+        raise AssertionError("the coordinator waits for an answer that never comes")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def replays():
+    """Return the function that says whether a coordinator's record gives its points."""
+    from pipeline.journal import Journal
+    from pipeline.replay import recompute
+
+    def check(context: Any, coordinator: Any) -> bool:
+        journal = Journal()
+        journal.add(coordinator.outcome)
+        updates = np.array(journal.updates, dtype=float)
+        records = [record for record, _, _ in journal.scores]
+        ds = {
+            "update_node": variable("update_node", updates[:, 0]),
+            "update_step": variable("update_step", updates[:, 1] + 1),
+            "seen_version": variable("seen_version", updates[:, 2]),
+            "score_version": variable("score_version", [r.version for r in records]),
+            "score_steps": variable("score_steps", [r.steps for r in records]),
+            "score_subset": variable("score_subset", [r.subset for r in records]),
+            "score_losses": variable("score_losses", [r.losses for r in records]),
+        }
+        messages, losses_match = recompute(context, ds)
+        return losses_match and all(
+            np.array_equal(
+                messages[n].solution.numpy(), point if answer is None else answer
+            )
+            for n, (point, answer, _) in coordinator.points.items()
+        )
+
+    return check

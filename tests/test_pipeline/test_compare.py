@@ -183,6 +183,22 @@ def test_summary_table__has_the_figures_of_the_attributes(
     assert row["status"] == "complete"
 
 
+def test_summary_table__leaves_out_settings_that_all_runs_of_an_algorithm_share(
+    tmp_path, synthetic_run, write_run
+):
+    paths = [
+        write_run(synthetic_run("nd-cao", seed=0), tmp_path),
+        write_run(synthetic_run("sgd", seed=0, config={"loss": "squared"}), tmp_path),
+    ]
+    table = summary_table(combine_runs(paths))
+    assert "config.loss" in table
+    assert "config.algorithm.window" not in table
+    wider = {"algorithm": {"kind": "nd-cao", "window": 200}}
+    paths.append(write_run(synthetic_run("nd-cao", seed=1, config=wider), tmp_path))
+    table = summary_table(combine_runs(paths))
+    np.testing.assert_array_equal(table["config.algorithm.window"], [100, np.nan, 200])
+
+
 def test_mean_staleness__leaves_out_updates_that_saw_or_were_scored_by_nothing():
     assert mean_staleness(np.array([0, 0, 1, -1]), np.array([1, 3, -1, 1])) == 1.0
     assert np.isnan(mean_staleness(np.array([0]), np.array([-1])))

@@ -1,0 +1,215 @@
+"""Other ways to a cluster, and what a user reads when one cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cloudpickle
+import pytest
+from distributed import Client
+
+from blocks.algorithm import Information, InformationError
+from pipeline.cluster import open_cluster
+from pipeline.config import ClusterConfig
+from pipeline.replay import replay
+from pipeline.train import train
+
+pytestmark = pytest.mark.cluster
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+QUICK_S = 30.0  # far below every timeout a run would otherwise wait for
+
+
+@contextlib.contextmanager
+def quickly():
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < QUICK_S
+
+
+@pytest.fixture(scope="module")
+def scheduler_file(tmp_path_factory):
+    """A scheduler and a worker of two threads with a resource, as users start them."""
+    folder = tmp_path_factory.mktemp("dask")
+    file = folder / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    both = ["--scheduler-file", str(file), "--no-dashboard", "--host", "127.0.0.1"]
+    worker = ["--no-nanny", "--nthreads", "2", "--local-directory", str(folder)]
+    commands = [
+        [*dask, "scheduler", *both, "--port", "0"],
+        [*dask, "worker", *both, *worker, "--name", "alice", "--resources", "NODE=2"],
+    ]
+    with (folder / "log").open("wb") as log:
+        processes = [
+            subprocess.Popen(command, stdout=log, stderr=log) for command in commands
+        ]
+        try:
+            deadline = time.monotonic() + 60
+            while not file.exists() or not file.read_text():
+                assert processes[0].poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield file
+        finally:
+            for process in reversed(processes):
+                process.terminate()
+            for process in processes:
+                process.wait(30)
+
+
+def test_scheduler_file__connects_and_leaves_the_cluster_running(
+    tiny, scheduler_file, tmp_path, sync_run
+) -> None:
+    cluster = {"kind": "scheduler-file", "scheduler_file": str(scheduler_file)}
+    ds = train(tiny(cluster=cluster), results=tmp_path)
+    assert ds.attrs["params_sha256"] == sync_run[0].attrs["params_sha256"]
+    assert ds.attrs["worker_names"] == ["alice"]
+    address = json.loads(scheduler_file.read_text())["address"]
+    with Client(address, set_as_default=False) as client:
+        assert len(client.scheduler_info()["workers"]) == 1
+
+
+def test_address__with_a_resource_and_two_threads_a_worker_replays(
+    tiny, scheduler_file, tmp_path
+) -> None:
+    address = json.loads(scheduler_file.read_text())["address"]
+    cluster = {"kind": "address", "address": address, "resource": "NODE"}
+    config = tiny(mode="async", budget={"steps": 40}, cluster=cluster)
+    ds = train(config, results=tmp_path)
+    assert replay(ds.attrs["store"])["matches"]
+
+
+def test_resource__that_nobody_has_is_a_clear_error_at_once(
+    tiny, shared, scheduler_file, tmp_path
+) -> None:
+    address = json.loads(scheduler_file.read_text())["address"]
+    for cluster in (shared, {"kind": "address", "address": address}):
+        config = tiny(cluster=cluster | {"resource": "FPGA"})
+        with (
+            quickly(),
+            pytest.raises(RuntimeError, match=r"`cluster.resource` must be .*'FPGA'"),
+        ):
+            train(config, results=tmp_path)
+
+
+def test_address__of_nobody_is_a_clear_error_within_the_timeout(tiny, tmp_path) -> None:
+    cluster = {"kind": "address", "address": "tcp://127.0.0.1:9", "start_timeout_s": 1}
+    with (
+        quickly(),
+        pytest.raises(RuntimeError, match=r"reachable within 1 s.*tcp://127.0.0.1:9"),
+    ):
+        train(tiny(cluster=cluster), results=tmp_path)
+
+
+def test_scheduler_file__that_is_missing_or_stale_is_a_clear_error(
+    tiny, tmp_path
+) -> None:
+    file = tmp_path / "s.json"
+    cluster = {"kind": "scheduler-file", "scheduler_file": str(file)}
+    config = tiny(cluster=cluster | {"start_timeout_s": 1})
+    with pytest.raises(
+        RuntimeError, match=r"scheduler_file` must exist; got .*s\.json"
+    ):
+        train(config, results=tmp_path)
+    file.write_text(json.dumps({"address": "tcp://127.0.0.1:9", "id": "Scheduler-1"}))
+    with quickly(), pytest.raises(RuntimeError, match="must be reachable within 1 s"):
+        train(config, results=tmp_path)
+    for content in ("", "{", "[]", "{}"):
+        file.write_text(content)
+        with pytest.raises(RuntimeError, match="scheduler_file` must name a scheduler"):
+            train(config, results=tmp_path)
+
+
+def test_open_cluster__without_enough_workers_is_a_clear_error(shared) -> None:
+    config = ClusterConfig(**shared | {"workers": 3, "start_timeout_s": 0.5})
+    with (
+        open_cluster(config) as cluster,
+        pytest.raises(RuntimeError, match=r"at least 3 worker.*got 2 after 0.5 s"),
+    ):
+        cluster.wait_for_workers(3)
+
+
+USER_CODE = """
+import multiprocessing
+from torch import nn
+
+def loss(logits, targets):
+    raise ArithmeticError("the user's own mistake")
+
+def factory(image_shape, n_classes):
+    if multiprocessing.parent_process() is not None:
+        raise ArithmeticError("the user's own mistake")
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes))
+"""
+
+
+@pytest.fixture
+def user_code(small_cluster, shared, tmp_path, monkeypatch) -> str:
+    """A module of the user's that this process and the workers can import."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "users_own.py").write_text(USER_CODE)
+    monkeypatch.syspath_prepend(str(folder))
+    with Client(small_cluster, set_as_default=False) as client:
+        client.run(put_on_path, str(folder))
+    return "users_own"
+
+
+def put_on_path(folder: str) -> None:
+    sys.path.insert(0, folder)
+    sys.modules.pop("users_own", None)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"loss": "users_own:loss"},
+        {"model": {"name": "users_own:factory"}, "blocks": "all"},
+    ],
+    ids=["loss", "factory"],
+)
+def test_a_users_error_in_a_worker__surfaces_as_itself(
+    flags, mode, tiny, shared, user_code, tmp_path
+) -> None:
+    config = tiny(mode=mode, cluster=shared, **flags)
+    with quickly(), pytest.raises(Exception, match="the user's own mistake"):
+        train(config, results=tmp_path)
+
+
+def declare(flags: int) -> None:
+    from blocks.nd_cao import NDCAO
+
+    NDCAO.information = Information(flags)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_information_error__surfaces_from_one_worker_and_frees_the_other(
+    mode, tiny, shared, small_cluster, tmp_path
+) -> None:
+    config = tiny(mode=mode, cluster=shared)
+    with Client(small_cluster, set_as_default=False) as client:
+        one = next(iter(client.scheduler_info()["workers"]))
+        client.run(declare, Information.NOTHING.value, workers=[one])
+        try:
+            with quickly(), pytest.raises(InformationError, match="SHARED_LOSS"):
+                train(config, results=tmp_path)
+        finally:
+            client.run(declare, Information.SHARED_LOSS.value)
+    with quickly():
+        assert train(config, results=tmp_path).attrs["status"] == "complete"
+
+
+def test_open_cluster__the_repository_needs_no_fixed_port(tmp_path: Path) -> None:
+    config = ClusterConfig(kind="local", workers=1, dashboard=False)
+    with open_cluster(config) as cluster:
+        assert cluster.dashboard is None
+        link = cluster.client.dashboard_link
+        assert ":8787" not in (link or "")
+        assert len(cluster.workers()) == 1

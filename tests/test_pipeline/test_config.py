@@ -1,0 +1,140 @@
+"""Settings: what they accept, what they refuse, and what a run's id depends on."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.config import RunConfig, load_config, validate_config
+
+
+def run_id(content: str = "c", **flags) -> str:
+    return load_config(None, [], flags).run_id("digits", content)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seed": 1},
+        {"algorithm": {"step_size": 0.02}},
+        {"budget": {"steps": 301}},
+        {"blocks": "by_layer"},
+        {"loss": "squared"},
+        {"n_shards": 2},
+        {"threads": 2},
+        {"init": "other.safetensors"},
+    ],
+)
+def test_run_id__changes_with_what_the_mathematics_depends_on(changed) -> None:
+    assert run_id(**changed) != run_id()
+
+
+def test_run_id__changes_with_the_data_sets_content() -> None:
+    assert run_id("one") != run_id("two")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"cluster": {"workers": 4}},
+        {"cluster": {"kind": "address", "address": "tcp://h:1"}},
+        {"eval_every": 3},
+        {"checkpoint_every_s": 1.0},
+        {"dataset": "elsewhere/digits.zarr"},
+        {"delays": {0: 0.1}},
+        {"own_worker": [0]},
+    ],
+)
+def test_run_id__of_a_synchronous_run_ignores_where_it_computes(changed) -> None:
+    assert run_id(**changed) == run_id()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"cluster": {"workers": 4}}, {"delays": {0: 0.1}}, {"own_worker": [0]}]
+)
+def test_run_id__of_an_asynchronous_run_covers_workers_and_delays(changed) -> None:
+    assert run_id(mode="async", **changed) != run_id(mode="async")
+
+
+def test_staleness_zero__is_a_barrier_in_either_mode() -> None:
+    assert load_config(None, [], {"mode": "async", "staleness": 0}).barrier
+    assert load_config(None, [], {"mode": "sync"}).barrier
+    assert load_config(None, [], {"mode": "async"}).staleness_bound is None
+
+
+def test_load_config__flags_go_over_the_file_and_set_goes_over_both(tmp_path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 3\nblocks: by_layer\nalgorithm: {window: 20, ridge: 0.5}\n")
+    config = load_config(
+        file, ["nd_cao.window=30", "model.hidden=[64,32]"], {"seed": 4}
+    )
+    assert (config.seed, config.blocks) == (4, "by_layer")
+    assert (config.algorithm.window, config.algorithm.ridge) == (30, 0.5)
+    assert config.model.hidden == (64, 32)
+
+
+def test_load_config__another_algorithm_drops_the_files_settings_of_the_old_one(
+    tmp_path,
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("algorithm: {kind: nd-cao, window: 20}\n")
+    config = load_config(file, [], {"algorithm": {"kind": "sgd"}})
+    assert config.algorithm.kind == "sgd"
+
+
+def test_run_config__comes_back_from_its_own_json() -> None:
+    config = load_config(
+        None, ["nd_cao.probes=4"], {"delays": {2: 0.05}, "mode": "async"}
+    )
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"algorithm": "nd-coa"}, "`algorithm` must be one of nd-cao"),
+        ({"sede": 1}, "`sede` is not a setting"),
+        ({"algorithm": {"widow": 3}}, "`algorithm.widow` is not a setting"),
+        ({"seed": -1}, "`seed` is not valid"),
+        ({"budget": {}}, "`budget` must set at least one"),
+        ({"staleness": 2}, "`staleness` must be 0 in sync mode"),
+        ({"mode": "async", "algorithm": "sgd"}, "`mode` must be one of sync"),
+        (
+            {"algorithm": "sgd", "budget": {"loss_values": 3}},
+            "`budget.loss_values` must not be used with algorithm sgd",
+        ),
+        ({"cluster": {"kind": "address"}}, "`cluster.address` must name a scheduler"),
+        ({"cluster": {"kind": "scheduler-file"}}, "`cluster.scheduler_file` must"),
+        ({"experiment": "../x"}, "`experiment` must be letters"),
+        ({"custom_blocks": ["a"], "blocks": "all"}, "`custom_blocks` must come with"),
+        ({"algorithm": {"step_size": -1}}, "`step_size` must be positive"),
+    ],
+)
+def test_validate_config__says_which_key_breaks_which_rule(data, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        validate_config(data)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("nd_cao.window", "must be key=value"),
+        ("sgd.momentum=0.5", "must belong to the run's algorithm nd-cao"),
+        ("seed.x=1", "must name a setting inside a section"),
+        ("seed={", "must be a YAML value"),
+    ],
+)
+def test_load_config__refuses_a_broken_override(override, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(None, [override], {"seed": 1})
+
+
+def test_load_config__a_missing_or_broken_file_is_named(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+        load_config(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(ValueError, match=r"valid YAML.*broken\.yaml"):
+        load_config(broken)
+    broken.write_text("- 1\n")
+    with pytest.raises(ValueError, match="mapping of settings; got list"):
+        load_config(broken)

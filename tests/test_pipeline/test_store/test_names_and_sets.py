@@ -1,0 +1,90 @@
+"""Where stores are by name, and the real data sets."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.store import (
+    data_folder,
+    ensure_store,
+    ingest,
+    open_store,
+    resolve_store,
+)
+
+
+def test_resolve_store__a_name_is_a_store_in_the_data_folder(tmp_path, monkeypatch):
+    assert resolve_store("mnist", tmp_path) == tmp_path / "data" / "mnist.zarr"
+    assert resolve_store("some/mnist", tmp_path) == Path("some/mnist")
+    assert resolve_store("mnist.zarr", tmp_path) == Path("mnist.zarr")
+    monkeypatch.setenv("NDCAO_HOME", str(tmp_path / "home"))
+    assert resolve_store("mnist") == tmp_path / "home" / "data" / "mnist.zarr"
+    monkeypatch.delenv("NDCAO_HOME")
+    assert data_folder() == Path("data")
+
+
+def test_ingest__image_folder_and_npz_are_named_after_their_source(
+    tmp_path, source, monkeypatch
+):
+    monkeypatch.setenv("NDCAO_HOME", str(tmp_path))
+    info = ingest("npz", source=source)
+    assert info.path == tmp_path / "data" / "small.zarr"
+    assert open_store(info.path).name == "small"
+
+
+def test_ensure_store__ingests_digits_on_first_use_and_nothing_else(tmp_path):
+    path = ensure_store("digits", tmp_path)
+    assert path == tmp_path / "data" / "digits.zarr"
+    before = path.stat().st_ino
+    assert ensure_store("digits", tmp_path).stat().st_ino == before
+    opened = open_store(path)
+    assert (opened.name, opened.n_classes, opened.verified) == ("digits", 10, True)
+    with pytest.raises(FileNotFoundError, match=r"ndcao ingest mnist"):
+        ensure_store("mnist", tmp_path)
+
+
+def test_ingest__imports_no_heavy_package(python, tmp_path):
+    code = f"""
+import sys
+from pipeline.store import ingest, open_store
+open_store(ingest("digits", store={str(tmp_path / "d.zarr")!r}).path).load("train")
+heavy = {{"torch", "dask", "distributed", "pandas", "xarray", "sklearn", "prefect"}}
+print(sorted(heavy & set(sys.modules)))
+"""
+    assert python(code).stdout == "[]\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [("mnist", 0.1307, 0.3081), ("fashion-mnist", 0.2860, 0.3530)],
+)
+def test_ingest__the_real_sets_have_their_known_moments(
+    tmp_path, shared_datasets, name, mean, std
+):
+    info = ingest(
+        name, source=shared_datasets / name, store=tmp_path / "s.zarr", val_fraction=0
+    )
+    assert info.verified
+    assert (info.n_train, info.n_test, info.n_classes) == (60_000, 10_000, 10)
+    opened = open_store(info.path)
+    assert opened.mean == pytest.approx([mean], abs=5e-5)
+    assert opened.std == pytest.approx([std], abs=5e-5)
+
+
+@pytest.mark.slow
+def test_ingest__the_shared_image_zip_is_balanced_in_every_split(
+    tmp_path, shared_datasets
+):
+    archive = shared_datasets / "cifar10" / "cifar-10-jpeg.zip"
+    info = ingest("image-folder", source=archive, store=tmp_path / "s.zarr")
+    opened = open_store(info.path)
+    for split, n in (("train", 1080), ("val", 120), ("test", 240)):
+        assert np.bincount(opened.labels(split)).tolist() == [n] * 10
+    assert opened.class_names[:2] == ("airplane", "automobile")
+    assert not opened.verified
+    shutil.rmtree(info.path)
