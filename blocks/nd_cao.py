@@ -97,8 +97,8 @@ class NDCAO:
     degree : int — order of the kernel, 1 to 3.
     images : (n, height, width) or None — the first n·height·width parameters of θ are
         n weight images (a dense first layer); candidates are smooth over them.
-    smoothing : float — σ of the smooth candidates, pixels; without effect if ``images``
-        is None. Needs ``probes`` = 1.
+    smoothing : float — σ of the smooth candidates, pixels; 0 = none; without effect if
+        ``images`` is None. Needs ``probes`` = 1.
 
     Notes
     -----
@@ -309,10 +309,7 @@ class NDCAO:
 
 def _check_settings(config: NDCAO) -> None:
     """Raise ValueError for the first setting that is out of its range."""
-    positive = (
-        *("ridge", "step_size", "step_size_final", "schedule_power", "probe_std"),
-        "smoothing",
-    )
+    positive = ("ridge", "step_size", "step_size_final", "schedule_power", "probe_std")
     for name in positive:
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -328,7 +325,11 @@ def _check_settings(config: NDCAO) -> None:
     if config.window < max(_MIN_PAIRS, config.probes):
         rule = f"be at least max({_MIN_PAIRS}, `probes`)"
         raise _error("window", rule, config.window, "Hold at least one record.")
-    for name, advice in (("exploration", "Try 0.3."), ("curvature", "Try 0.1.")):
+    for name, advice in (
+        ("exploration", "Try 0.3."),
+        ("curvature", "Try 0.1."),
+        ("smoothing", "Try 1.5."),
+    ):
         value = getattr(config, name)
         if not (math.isfinite(value) and value >= 0):
             raise _error(name, "be finite and not negative", value, advice)
@@ -340,6 +341,10 @@ def _check_settings(config: NDCAO) -> None:
     if config.images is not None and min(config.images) < 1:
         rule = "hold three sizes of at least 1"
         raise _error("images", rule, config.images, "Write (n, height, width).")
+    if config.images is not None and config.smoothing == 0:
+        raise _error(
+            "images", "be None with `smoothing` = 0", config.images, "Drop it."
+        )
     if config.images is not None and config.probes > 1:
         raise _error("images", "be None with `probes` > 1", config.images, "Drop one.")
     exact = config.screening == "exact" and config.estimator != "monomials"

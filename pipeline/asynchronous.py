@@ -215,7 +215,7 @@ class FreeTraining(Training):
             evaluation, facts = self._evaluations.pop(0)
             sums, busy_s = evaluation.result()
             self._busy_s += busy_s
-            self.journal.eval_time_s += busy_s
+            self.journal.eval_time_s += busy_s / self.n_workers
             row = self.journal.add_eval(sums=sums, **facts)
             if not math.isfinite(row["train_loss"]):
                 self.coordinator.diverged = True

@@ -15,6 +15,7 @@ from torch import Tensor
 from blocks.algorithm import step_rng
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore
+from pipeline.standardise import Standardisation, standardisation
 
 StoredSplit = Literal["train", "val", "test"]
 Split = Literal["loss", "train", "val", "test"]
@@ -62,25 +63,34 @@ class ResidentData:
     """
 
     def __init__(
-        self, store: DataStore, config: RunConfig, device: torch.device
+        self,
+        store: DataStore,
+        config: RunConfig,
+        device: torch.device,
+        standard: Standardisation | None = None,
     ) -> None:
         self._store = store
         self._config = config
         self._device = device
-        scale = store.pixel_scale
-        shape = (-1, 1, 1)
-        self._mean = (
-            torch.tensor(store.mean, device=device).float().reshape(shape) * scale
-        )
-        self._std = (
-            torch.tensor(store.std, device=device).float().reshape(shape) * scale
-        )
+        self._standard = standard
+        self._scaled: tuple[Tensor, Tensor] | None = None
         self.n_train = store.n_train
         self.n_loss = self.count(store, config)
         self._ready: OrderedDict[tuple[str, int, int], list[tuple[Tensor, Tensor]]]
         self._ready = OrderedDict()
         self._lock = threading.Lock()
         self._order: tuple[tuple[int, int, int], np.ndarray] | None = None
+
+    @property
+    def standard(self) -> Standardisation:
+        """What inputs are rid of and divided by; from the training split, once."""
+        if self._standard is None:
+            store = self._store
+            images = resident(store, "train", self._device).images
+            self._standard = standardisation(
+                images, store.mean, store.std, store.pixel_scale, self._config.centring
+            )
+        return self._standard
 
     @staticmethod
     def count(store: DataStore, config: RunConfig) -> int:
@@ -93,8 +103,13 @@ class ResidentData:
         )
         index = torch.from_numpy(indices).to(self._device)
         inputs = source.images[index].float()
-        inputs -= self._mean
-        inputs /= self._std
+        if self._scaled is None:
+            scale = self._store.pixel_scale
+            mean = torch.from_numpy(self.standard.mean * np.float32(scale))
+            std = torch.from_numpy(self.standard.std * np.float32(scale))
+            self._scaled = mean.to(self._device), std[:, None, None].to(self._device)
+        inputs -= self._scaled[0]
+        inputs /= self._scaled[1]
         return inputs, source.labels[index]
 
     def indices(self, split: Split, subset: int = 0) -> np.ndarray:

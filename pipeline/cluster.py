@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -12,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
+from distributed import (
+    Client,
+    LocalCluster,
+    Nanny,
+    Scheduler,
+    SpecCluster,
+    Variable,
+)
 
 from pipeline.config import ClusterConfig
 from pipeline.mailbox import MailboxPlugin
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 50,  # deaths that are not a task's fault
@@ -41,7 +51,7 @@ class Cluster:
 
     def workers(self) -> dict[str, str]:
         """Address → name of the workers a run may use now, in order of name."""
-        info = self.client.scheduler_info(n_workers=-1)["workers"]
+        info = self._everyone()
         resource = self.config.resource
         usable = {
             address: str(worker.get("name", address))
@@ -50,6 +60,30 @@ class Cluster:
         }
         ordered = sorted(usable.items(), key=lambda item: (len(item[1]), item[1]))
         return dict(ordered)
+
+    def _everyone(self) -> dict[str, Any]:
+        info = self.client.scheduler_info(n_workers=-1)
+        if "workers" not in info:
+            raise RuntimeError(
+                "`cluster` must keep its scheduler; got no connection within "
+                f"{self.config.start_timeout_s:g} s. Start one, then resume the run."
+            )
+        workers: dict[str, Any] = info["workers"]
+        return workers
+
+    def forget(self, variable: str, function: Any = None) -> None:
+        """Delete a run's Variable, and call ``function(variable)`` on every worker.
+
+        A cluster that is gone has nothing to forget.
+        """
+        if self.client.status != "running":
+            return
+        try:
+            Variable(variable, client=self.client).delete()
+            if function is not None:
+                self.client.run(function, variable, on_error="ignore")
+        except (OSError, TimeoutError) as err:
+            logger.warning("could not delete %s from the cluster: %s", variable, err)
 
     def wait_for_workers(self, n: int = 1) -> list[str]:
         """Addresses of the workers a run may use, ``cluster.workers`` at most.
@@ -65,7 +99,7 @@ class Cluster:
             found = list(self.workers())
             if len(found) >= n:
                 return found[: self.config.workers]
-            everyone = self.client.scheduler_info(n_workers=-1)["workers"]
+            everyone = self._everyone()
             if self.config.resource and len(everyone) >= n:
                 has = sorted(
                     {r for w in everyone.values() for r in w.get("resources", {})}

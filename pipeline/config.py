@@ -119,6 +119,7 @@ class RunConfig(Section):
     loss_samples: Count | None = None
     redraw_every: Annotated[int, Field(ge=0)] | None = None
     n_shards: Count = 4
+    centring: Literal["pixel", "channel"] = "pixel"  # mean that inputs are rid of
     batch_size: Count = 2000  # samples of one forward pass while scoring
     eval_every: Count | None = None  # rounds between scorings of train, val and test
     checkpoint_every_s: Seconds = 30.0
@@ -197,11 +198,24 @@ class RunConfig(Section):
             data.pop(name)
         if not self.barrier:
             data["workers"] = self.cluster.workers
+            data["clock"] = self.clock
         return data
 
-    def run_id(self, dataset_name: str, content_sha256: str) -> str:
-        """``<algorithm>-<mode>-<dataset>-s<seed>-<hash>``."""
-        payload = {"data": content_sha256, **self.mathematics()}
+    @property
+    def clock(self) -> str:
+        """What an asynchronous run's order of events, and its times, come from."""
+        in_process = self.cluster.kind == "in-process"
+        return "virtual" if in_process and not self.barrier else "wall"
+
+    def run_id(
+        self, dataset_name: str, content_sha256: str, init_sha256: str = ""
+    ) -> str:
+        """``<algorithm>-<mode>-<dataset>-s<seed>-<hash>``.
+
+        The hash covers the contents of the data set and of the parameters to start from
+        (``init_sha256``), not the paths where they lie.
+        """
+        payload = {"data": content_sha256, **self.mathematics(), "init": init_sha256}
         text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         return f"{self.algorithm.kind}-{self.mode}-{dataset_name}-s{self.seed}-{digest}"

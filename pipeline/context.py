@@ -28,6 +28,7 @@ from blocks.probes import directions, probe_points
 from pipeline.batches import ResidentData, Split
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore, open_store
+from pipeline.standardise import Standardisation
 
 PROBES_AT_ONCE = 64  # joint probe vectors held in memory at a time
 
@@ -48,7 +49,9 @@ class RunSpec:
 class Context:
     """One run inside one process. Pure: equal inputs, equal bits, in every process."""
 
-    def __init__(self, spec: RunSpec, store: DataStore) -> None:
+    def __init__(
+        self, spec: RunSpec, store: DataStore, standard: Standardisation | None = None
+    ) -> None:
         config = spec.config
         self.spec = spec
         self.config = config
@@ -69,7 +72,7 @@ class Context:
         )
         self.model = FlatModel(module, device=self.device)
         self.loss_function = per_sample_loss(config.loss)
-        self.data = ResidentData(store, config, self.device)
+        self.data = ResidentData(store, config, self.device, standard)
         self.initial = self._initial_params()
         self.buffers = self._initial_buffers()
 
@@ -118,7 +121,8 @@ class Context:
         if self.algorithm.blockwise:
             block = self.blocks[node]
             params = split(self.initial, self.blocks)[node]
-        who = Node(node, self.n_nodes, block, self.config.seed)
+        replica = None if self.algorithm.blockwise else self.buffers
+        who = Node(node, self.n_nodes, block, self.config.seed, replica)
         rng = step_rng(self.config.seed, node, -1)
         state, message = self.algorithm.init(who, params, self._oracle(node, 0), rng)
         return state, message
@@ -144,6 +148,11 @@ class Context:
         """(P,) the parameter vector that the nodes' parts stand for."""
         if self.algorithm.combine is Combine.JOIN:
             return join(parts, self.blocks, self.model.n_params)
+        if self.algorithm.combine is not Combine.MEAN:
+            raise ValueError(
+                f"`combine` must be JOIN or MEAN; got {self.algorithm.combine} of "
+                f"{self.algorithm.kind}. Use an algorithm that combines so."
+            )
         total = torch.zeros_like(parts[0])
         for part in parts:
             total += part

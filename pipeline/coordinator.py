@@ -24,7 +24,8 @@ from pipeline.executor import (
     UpdateDone,
     UpdateTask,
 )
-from pipeline.rounds import Outcome, record_bytes
+from pipeline.loss_board import record_bytes
+from pipeline.rounds import Outcome
 
 SCORES_QUEUED = 2  # one that runs, one behind it
 UPDATES_QUEUED = 2

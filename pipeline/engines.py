@@ -124,7 +124,7 @@ class OnDask:
 
     def close(self) -> None:
         """Delete the run's Variable."""
-        VariableBoard(self.board_name, self.spec.run_id, self.client).delete()
+        self.cluster.forget(self.board_name)
 
     def run(self, first: int, n_rounds: int) -> Outcome:
         """Run a piece; again from its start if a worker of it dies."""
@@ -180,7 +180,8 @@ class OnDask:
             self._abort(piece, futures)
             raise
         finally:
-            self.client.cancel(futures)
+            if self.client.status == "running":
+                self.client.cancel(futures)
         merged = Outcome()
         names = self.cluster.workers()
         for _, outcome in answers:
@@ -214,7 +215,9 @@ class OnDask:
 
     def _watch(self, piece: Piece, futures: list[Future[Any]]) -> str:
         """Wait for a piece; returns what went wrong, or nothing."""
-        while True:
+        limit = 2 * piece.timeout_s  # beyond what its workers wait for each other
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
             try:
                 wait(futures, timeout=WATCH_S)
                 return _failure(futures)
@@ -223,6 +226,10 @@ class OnDask:
                 gone = set(piece.addresses) - set(self.cluster.workers())
                 if problem or gone:
                     return problem or f"worker {', '.join(sorted(gone))} is gone"
+        raise RuntimeError(
+            f"`cluster` must finish {piece.n_rounds} round(s) within {limit:g} s; got "
+            "no answer. Look at its dashboard, or raise cluster.task_timeout_s."
+        )
 
     def _abort(self, piece: Piece, futures: list[Future[Any]]) -> None:
         """Tell the survivors to stop waiting for each other, and let them return."""
@@ -290,19 +297,31 @@ def _failure(futures: list[Future[Any]]) -> str:
 
 def prepare(cluster: Cluster, spec: RunSpec) -> None:
     """Build the run's context, with its data resident, on every worker of the run."""
-    timeout_s = cluster.config.task_timeout_s
     futures = [
         cluster.client.submit(
             warm,
             spec,
             workers=[address],
+            allow_other_workers=True,
             pure=False,
             key=f"prepare-{uuid.uuid4().hex[:8]}",
         )
         for address in cluster.wait_for_workers()
     ]
-    wait(futures, timeout=timeout_s)
-    cluster.client.gather(futures)
+    gathered(cluster, futures, "load model and data")
+
+
+def gathered(cluster: Cluster, futures: list[Future[Any]], what: str) -> Any:
+    """Results of some futures, within the cluster's ``task_timeout_s``."""
+    limit = cluster.config.task_timeout_s
+    try:
+        wait(futures, timeout=limit)
+    except TimeoutError as err:
+        raise RuntimeError(
+            f"`cluster` must {what} within {limit:g} s; got no answer. Look at its "
+            "dashboard, or raise cluster.task_timeout_s."
+        ) from err
+    return cluster.client.gather(futures)
 
 
 def warm(spec: RunSpec) -> int:
@@ -355,8 +374,7 @@ class RemoteEvaluation:
 
     def result(self) -> tuple[dict[Split, np.ndarray], float]:
         """(n_shards, 3) sums by split, and the worker-seconds that they took."""
-        wait(self._futures, timeout=self._cluster.config.task_timeout_s)
-        answers = self._cluster.client.gather(self._futures)
+        answers = gathered(self._cluster, self._futures, "evaluate the network")
         sums = {
             s: np.concatenate([part[s] for part, _ in answers]) for s in self._splits
         }

@@ -42,7 +42,6 @@ class UpdateTask:
     nodes: tuple[int, ...]
     step: int
     at_least: int  # fold a version not older than this
-    known: LossRecord | None = None  # pinned: fold exactly this one (a re-run)
     base: Base | None = None  # only for a worker that lost the states
     want_states: bool = False  # send the states back (checkpoint)
 

@@ -80,8 +80,7 @@ class FuturesExecutor:
         with self._lock:
             rest = [f for f, _ in self._tasks.values()]
         self.client.cancel(rest)
-        VariableBoard(self.board_name, self.spec.run_id, self.client).delete()
-        self.client.run(forget, self.board_name, on_error="ignore")
+        self.cluster.forget(self.board_name, forget)
 
     def now(self) -> float:
         """Wall seconds."""

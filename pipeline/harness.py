@@ -28,7 +28,7 @@ CHECKPOINT_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class RoundCosts:
     """What one round uses of each countable budget; 0 = nothing."""
 
     loss_values: int
@@ -36,15 +36,15 @@ class Costs:
     gradient_evals: int
 
 
-def round_costs(config: RunConfig, n_loss: int, n_train: int) -> Costs:
+def round_costs(config: RunConfig, n_loss: int, n_train: int) -> RoundCosts:
     """Costs of one round of all nodes."""
     algorithm = config.algorithm
     if algorithm.scored:
-        return Costs(algorithm.n_probes, algorithm.n_probes * n_loss, 0)
-    return Costs(0, min(algorithm.batch_size, n_train), 1)
+        return RoundCosts(algorithm.n_probes, algorithm.n_probes * n_loss, 0)
+    return RoundCosts(0, min(algorithm.batch_size, n_train), 1)
 
 
-def planned_rounds(budget: Budget, costs: Costs) -> int:
+def planned_rounds(budget: Budget, costs: RoundCosts) -> int:
     """Whole rounds within the countable budgets; 0 = open-ended (bytes, seconds)."""
     limits = [budget.steps] if budget.steps is not None else []
     for limit, cost in (
@@ -57,7 +57,7 @@ def planned_rounds(budget: Budget, costs: Costs) -> int:
     return min(limits, default=0)
 
 
-def binding(budget: Budget, costs: Costs, rounds: int) -> str:
+def binding(budget: Budget, costs: RoundCosts, rounds: int) -> str:
     """Name of the countable budget that ``planned_rounds`` stopped at."""
     for name, cost in (
         ("steps", 1),

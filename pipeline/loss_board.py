@@ -7,12 +7,18 @@ from typing import Any, Protocol
 
 from blocks.algorithm import LossRecord
 
+MAX_BYTES = 64_000  # of a record in the Variable
 READ_TIMEOUT_S = 30.0
 POLL_S = 0.002  # between two looks at a Variable that is too old
 
 
 class BoardError(RuntimeError):
     """The shared loss is missing, stale, or belongs to another run."""
+
+
+def record_bytes(record: LossRecord) -> int:
+    """Bytes of a record's numbers: 8 a loss, 4 a scored step, 16 for the rest."""
+    return 8 * len(record.losses) + 4 * len(record.steps) + 16
 
 
 class LossBoard(Protocol):
@@ -103,6 +109,12 @@ class VariableBoard:
         return True
 
     def _set(self, record: LossRecord) -> None:
+        if record_bytes(record) > MAX_BYTES:
+            raise ValueError(
+                f"`loss record` must be at most {MAX_BYTES} bytes; got "
+                f"{record_bytes(record)} for {len(record.losses)} losses of "
+                f"{len(record.steps)} nodes. Use fewer probes or blocks."
+            )
         self._variable.set(
             {
                 "run_id": record.run_id,

@@ -114,8 +114,8 @@ class Link:
     def post(self, ranks: Iterable[int], name: str, value: Any) -> None:
         """Send ``value`` to some ranks; to this rank without the network.
 
-        Returns at once. A post that fails is noticed by the next one: whoever waits for it
-        is gone, or will be told by the client that the piece has ended.
+        Returns at once. A post that fails is noticed by the next one: whoever waits for
+        it is gone, or will be told by the client that the piece has ended.
         """
         others = []
         for rank in ranks:

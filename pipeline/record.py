@@ -75,6 +75,8 @@ def to_dataset(
             -1, context.n_nodes
         ),
         "params": params,
+        "input_mean": context.data.standard.mean,
+        "input_std": context.data.standard.std,
         "best_params": params if journal.best_params is None else journal.best_params,
     }
     if buffers is not None:

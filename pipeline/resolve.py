@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
 from blocks.batched import best_form
+from blocks.layout import Layout
 from blocks.models import build_model
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore
+
+MIN_SIDE = 16  # pixels; smaller images have no neighbours to speak of
 
 
 def resolve(config: RunConfig, data: DataStore) -> RunConfig:
@@ -43,6 +51,7 @@ def resolve(config: RunConfig, data: DataStore) -> RunConfig:
     blocks = config.blocks or defaults.get("blocks", "all")
     return config.model_copy(
         update={
+            "algorithm": with_images(algorithm, module, data.image_shape),
             "blocks": blocks if algorithm.blockwise else "all",
             "loss_samples": n_loss,
             "redraw_every": defaults.get("redraw_every", 0)
@@ -51,3 +60,20 @@ def resolve(config: RunConfig, data: DataStore) -> RunConfig:
             "evaluation_form": form,
         }
     )
+
+
+def with_images(algorithm: Any, module: nn.Module, shape: tuple[int, int, int]) -> Any:
+    """Return ND-CAO told which parameters are weight images, if there are any.
+
+    That is so when θ starts with the weights of a dense layer that reads whole images
+    of at least ``MIN_SIDE`` pixels a side; see ``NDCAO.images``.
+    """
+    first = Layout.from_module(module).segments[0]
+    channels, height, width = shape
+    reads_images = len(first.shape) == 2 and first.shape[1] == channels * height * width
+    wanted = getattr(algorithm, "images", 0) is None and algorithm.smoothing > 0
+    if not (wanted and reads_images and min(height, width) >= MIN_SIDE):
+        return algorithm
+    if algorithm.n_probes > 1:
+        return algorithm
+    return replace(algorithm, images=(first.shape[0] * channels, height, width))

@@ -18,7 +18,13 @@ import numpy as np
 from blocks.algorithm import LossRecord, Message
 from blocks.oracle import Counters
 from pipeline.context import Context, RunSpec, context_of
-from pipeline.loss_board import LocalBoard, LossBoard, VariableBoard, pinned
+from pipeline.loss_board import (
+    LocalBoard,
+    LossBoard,
+    VariableBoard,
+    pinned,
+    record_bytes,
+)
 from pipeline.mailbox import Link, PieceAborted, end_piece
 from pipeline.pack import pack, tensor, unpack
 
@@ -188,11 +194,6 @@ class Worker:
         used.n_samples += len(losses) * self.context.data.n_loss
         used.bytes_moved += record_bytes(record) * self.context.n_nodes
         return record
-
-
-def record_bytes(record: LossRecord) -> int:
-    """Bytes of a record's numbers: 8 a loss, 4 a step, 16 for version and draw."""
-    return 8 * len(record.losses) + 4 * len(record.steps) + 16
 
 
 def run_in_process(

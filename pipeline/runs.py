@@ -16,6 +16,8 @@ from pipeline.run_store import open_run
 if TYPE_CHECKING:
     from torch import nn
 
+    from pipeline.standardise import Standardisation
+
 __all__ = [
     "RunInfo",
     "checkpoint_path",
@@ -24,6 +26,7 @@ __all__ = [
     "find_run",
     "list_runs",
     "load_model",
+    "load_standardise",
     "open_run",
     "results_folder",
     "store_path",
@@ -157,7 +160,8 @@ def load_model(
 ) -> nn.Module:
     """Return the trained network of a run as a torch module in evaluation mode.
 
-    Inputs are standardised images, float32 (n, C, H, W): see ``pipeline.batches``.
+    Inputs are standardised images, float32 (n, C, H, W); ``load_standardise`` returns
+    the module that makes them from pixels in [0, 1].
 
     Parameters
     ----------
@@ -170,6 +174,23 @@ def load_model(
     model = FlatModel(_bare_module(ds))
     buffers = tensor(ds["buffers"].values) if "buffers" in ds else None
     return model.to_module(tensor(ds["params"].values), buffers)
+
+
+def load_standardise(
+    run: str | Path | xr.Dataset, results: str | Path | None = None
+) -> nn.Module:
+    """Return the module that turns pixels in [0, 1] into a run's network inputs."""
+    from pipeline.standardise import Standardise
+
+    ds = run if isinstance(run, xr.Dataset) else open_named(run, results)
+    return Standardise(standard_of(ds))
+
+
+def standard_of(ds: xr.Dataset) -> Standardisation:
+    """Return the standardisation that a run was trained with."""
+    from pipeline.standardise import Standardisation
+
+    return Standardisation(ds["input_mean"].values, ds["input_std"].values)
 
 
 def _bare_module(ds: xr.Dataset) -> nn.Module:
@@ -201,6 +222,8 @@ def evaluate_run(
     -------
     dict — run_id, dataset, test_loss, test_accuracy, n_test, recorded_test_accuracy.
     """
+    import torch
+
     from pipeline.config import RunConfig
     from pipeline.context import Context, RunSpec
     from pipeline.data_store import open_store
@@ -209,7 +232,8 @@ def evaluate_run(
 
     ds = open_named(run, results)
     config = RunConfig.model_validate_json(ds.attrs["config"])
-    config = config.model_copy(update={"device": "cpu"})
+    if config.device == "cuda" and not torch.cuda.is_available():
+        config = config.model_copy(update={"device": "cpu"})
     path = ensure_store(dataset if dataset is not None else ds.attrs["data_store"])
     data = open_store(path)
     shape = tuple(json.loads(ds.attrs["image_shape"]))
@@ -227,7 +251,7 @@ def evaluate_run(
         ds["params"].values,
         ds["buffers"].values if "buffers" in ds else None,
     )
-    context = Context(spec, data)
+    context = Context(spec, data, standard_of(ds))
     buffers = tensor(ds["buffers"].values) if "buffers" in ds else None
     sums = context.evaluate(
         tensor(ds["params"].values), buffers, "test", range(config.n_shards)
@@ -250,8 +274,8 @@ def export_run(
 ) -> Path:
     """Write a run's network as a safetensors file that ``--init`` and other tools read.
 
-    The file's metadata name the run, the model, the image shape and the
-    standardisation.
+    Besides the network's own tensors the file holds ``standardise.mean`` and
+    ``standardise.std``; its metadata name the run, the model and the image shape.
     """
     from safetensors.torch import save
 
@@ -261,7 +285,11 @@ def export_run(
     module = load_model(ds)
     metadata = {
         key: str(ds.attrs[key])
-        for key in ("run_id", "model", "image_shape", "class_names", "mean", "std")
+        for key in ("run_id", "model", "image_shape", "class_names")
     }
     state = {name: value.contiguous() for name, value in module.state_dict().items()}
+    state |= {
+        f"standardise.{name}": value.contiguous()
+        for name, value in load_standardise(ds).state_dict().items()
+    }
     return write_whole(Path(path), save(state, metadata))

@@ -87,7 +87,13 @@ _EVAL = _over(
     ("n_samples", _COUNT64, "1", "samples", "passed forward so far, probes included"),
     ("n_gradient_evals", _COUNT64, "1", "gradient evaluations", "so far"),
     ("bytes_moved", _COUNT64, "B", "bytes moved", "of all messages so far"),
-    ("train_loss", _REAL, "1", "training loss", "mean over the scoring subset"),
+    (
+        "train_loss",
+        _REAL,
+        "1",
+        "training loss",
+        "of up to 20,000 training samples, evenly spaced",
+    ),
     ("val_loss", _REAL, "1", "validation loss", "mean over the validation set"),
     ("val_accuracy", _REAL, "1", "validation accuracy", "share classified correctly"),
     ("test_loss", _REAL, "1", "test loss", "mean over the whole test set"),
@@ -117,9 +123,38 @@ _PARTS = [
         "score node", ("score_steps", _COUNT64, "1", "scored steps", "of the nodes")
     ),
     *_over("parameter", ("params", "float32", "1", "parameters", "final solution")),
-    *_over("parameter", ("best_params", "float32", "1", "parameters", "best scored")),
+    *_over(
+        "parameter",
+        (
+            "best_params",
+            "float32",
+            "1",
+            "parameters",
+            "of the smallest validation loss",
+        ),
+    ),
 ]
-_WITH_BUFFERS = [
+_OPTIONAL = [
+    *_over(
+        "channel input_y input_x",
+        (
+            "input_mean",
+            "float32",
+            "1",
+            "input mean",
+            "subtracted from pixels in [0, 1]; one value a channel, or the mean image",
+        ),
+    ),
+    *_over(
+        "channel",
+        (
+            "input_std",
+            "float32",
+            "1",
+            "input scale",
+            "that centred pixels are divided by",
+        ),
+    ),
     *_over("buffer", ("buffers", "float32", "1", "buffers", "of params")),
     *_over("buffer", ("best_buffers", "float32", "1", "buffers", "of best_params")),
 ]
@@ -127,7 +162,7 @@ VARIABLES: dict[str, Variable] = {
     v.name: v
     for v in (
         *(*_EVAL, *_UPDATE, *_SCORE, *_PARTS),
-        *(replace(v, required=False) for v in _WITH_BUFFERS),
+        *(replace(v, required=False) for v in _OPTIONAL),
     )
 }
 
@@ -156,15 +191,15 @@ ATTRIBUTES = _attributes(
     ("status", _TEXT, "how the run ended: complete, interrupted, diverged, …"),
     ("stop_reason", _TEXT, "why it stopped"),
     ("test_accuracy", _MAYBE, "final accuracy on the whole test set"),
-    ("train_loss", _MAYBE, "final loss on the scoring subset"),
+    ("train_loss", _MAYBE, "final loss on a fixed part of the training data"),
     ("n_loss_evals", _COUNT, "scalar losses scored"),
     ("n_samples", _COUNT, "samples passed forward"),
     ("n_gradient_evals", _COUNT, "back-propagations"),
     ("bytes_moved", _COUNT, "bytes of all messages"),
     ("wall_time_s", _NUMBER, "seconds since the first update, no evaluations"),
-    ("eval_time_s", _NUMBER, "seconds spent on validation and test sets"),
+    ("eval_time_s", _NUMBER, "seconds of scoring train, validation and test sets"),
     ("total_time_s", _NUMBER, "seconds since the command's start"),
-    ("n_reruns", _COUNT, "updates and scores executed again after a death"),
+    ("n_reruns", _COUNT, "futures that were run again after a death"),
     ("n_workers", _COUNT, "workers at the end"),
     ("worker_names", (list, tuple), "names that `worker` points into"),
     ("params_sha256", _TEXT, "sha256 of the final parameters"),

@@ -8,11 +8,13 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from distributed.client import ClosedClientError
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -37,7 +39,7 @@ from pipeline.initial import initial_values
 from pipeline.journal import Journal
 from pipeline.placement import place_nodes
 from pipeline.progress import Progress, Watcher
-from pipeline.record import to_dataset
+from pipeline.record import params_sha256, to_dataset
 from pipeline.resolve import resolve
 from pipeline.run_store import open_run, write_run
 from pipeline.runs import checkpoint_path, find_run, results_folder, store_path
@@ -191,7 +193,11 @@ def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
     n_steps = planned_rounds(config.budget, round_costs(config, n_loss, data.n_train))
     params, buffers = initial_values(config, data, results)
     spec = RunSpec(
-        config.run_id(data.name, data.content_sha256),
+        config.run_id(
+            data.name,
+            data.content_sha256,
+            "" if params is None else params_sha256(params),
+        ),
         config,
         str(path.resolve()),
         data.content_sha256,
@@ -260,7 +266,15 @@ def _place(spec: RunSpec) -> Iterator[Any]:
         yield None
         return
     with open_cluster(spec.config.cluster, spec.config.device) as cluster:
-        yield cluster
+        try:
+            yield cluster
+        except (OSError, CancelledError, ClosedClientError) as err:
+            if cluster.client.status == "running":
+                raise
+            raise RuntimeError(
+                f"`cluster` must keep its scheduler; got {err!r}. Start one, then "
+                "resume the run."
+            ) from err
 
 
 def _run(
@@ -319,9 +333,8 @@ def _land(
         "image_shape": json.dumps(job.data.image_shape),
         "n_classes": job.data.n_classes,
         "class_names": json.dumps(job.data.class_names),
-        "mean": json.dumps(job.data.mean),
-        "std": json.dumps(job.data.std),
         "n_workers": training.n_workers,
+        "clock": job.spec.config.clock,
         "total_time_s": training.journal.total_time_s,
     }
     own = None if buffers is None else host(buffers)

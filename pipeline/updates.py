@@ -49,7 +49,7 @@ def take_step(
         resident = Resident(0, -1, {n: context.init_node(n) for n in task.nodes})
     if resident is None or resident.step != task.step:
         return resident, UpdateDone(task, "missed")
-    record = task.known or board.newest(task.at_least, timeout_s)
+    record = board.newest(task.at_least, timeout_s)
     if record.version <= resident.seen:
         return resident, UpdateDone(task, "idle")
     states, times, counters = dict(resident.states), [], Counters()

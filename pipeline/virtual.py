@@ -110,7 +110,7 @@ class VirtualExecutor:
         heapq.heappush(self._events, (when, next(self._order), kind, what, worker))
 
     def _ready(self, task: UpdateTask) -> None:
-        if task.known is None and task.at_least > self._published:
+        if task.at_least > self._published:
             self._waiting.append(task)
         else:
             self._enqueue(self._slots[task.group] % self.n_workers, task)

@@ -410,7 +410,7 @@ def test_nd_cao__asynchronous_blocks_reach_the_same_minimum():
         ({"degree": 4}, "`degree` must be 1, 2 or 3"),
         ({"images": (2, 0, 3)}, "`images` must hold"),
         ({"images": (2, 3, 3), "probes": 2}, "`images` must be None"),
-        ({"smoothing": 0.0}, "`smoothing` must be positive"),
+        ({"smoothing": -1.0}, "`smoothing` must be finite and not negative"),
         ({"candidate_draw": "uniform"}, "`candidate_draw` must be"),
         ({"exploration": 0.0, "probes": 2}, "`probe_std` must be given"),
     ],

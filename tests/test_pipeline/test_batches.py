@@ -38,11 +38,16 @@ def test_batches__shards_cover_a_split_once_and_in_order(
 def test_batches__pixels_are_standardised_by_the_training_samples(
     tiny, context_for
 ) -> None:
-    data = context_for(tiny(loss_samples=10**6)).data
-    pixels = torch.cat([x for x, _ in data.batches("train", range(4))])
-    assert pixels.dtype == torch.float32
-    assert abs(float(pixels.mean())) < 1e-4
-    assert abs(float(pixels.std()) - 1) < 1e-3
+    def pixels(centring: str) -> torch.Tensor:
+        data = context_for(tiny(centring=centring)).data
+        return torch.cat([x for x, _ in data.batches("train", range(4))])
+
+    by_channel, by_pixel = pixels("channel"), pixels("pixel")
+    assert by_channel.dtype == by_pixel.dtype == torch.float32
+    assert abs(float(by_channel.mean())) < 1e-4
+    assert abs(float(by_channel.std()) - 1) < 1e-3
+    assert float(by_pixel.mean(0).abs().max()) < 1e-4
+    assert 0.5 < float(by_pixel.std()) <= 1.0
 
 
 def test_minibatch__an_epoch_uses_every_sample_of_the_node_once(

@@ -17,7 +17,7 @@ from blocks.algorithm import Information, InformationError
 from pipeline.cluster import open_cluster
 from pipeline.config import ClusterConfig
 from pipeline.replay import replay
-from pipeline.train import train
+from pipeline.train import resume, train
 
 pytestmark = pytest.mark.cluster
 
@@ -33,10 +33,9 @@ def quickly():
     assert time.monotonic() - began < QUICK_S
 
 
-@pytest.fixture(scope="module")
-def scheduler_file(tmp_path_factory):
+@contextlib.contextmanager
+def dask_processes(folder: Path):
     """A scheduler and a worker of two threads with a resource, as users start them."""
-    folder = tmp_path_factory.mktemp("dask")
     file = folder / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
     both = ["--scheduler-file", str(file), "--no-dashboard", "--host", "127.0.0.1"]
@@ -55,12 +54,17 @@ def scheduler_file(tmp_path_factory):
                 assert processes[0].poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            yield file
+            yield file, processes
         finally:
             for process in reversed(processes):
-                process.terminate()
-            for process in processes:
+                process.kill()
                 process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def scheduler_file(tmp_path_factory):
+    with dask_processes(tmp_path_factory.mktemp("dask")) as (file, _):
+        yield file
 
 
 def test_scheduler_file__connects_and_leaves_the_cluster_running(
@@ -213,3 +217,25 @@ def test_open_cluster__the_repository_needs_no_fixed_port(tmp_path: Path) -> Non
         link = cluster.client.dashboard_link
         assert ":8787" not in (link or "")
         assert len(cluster.workers()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_scheduler_that_dies__is_a_clear_error_and_the_run_resumes(
+    mode, tiny, tmp_path
+) -> None:
+    flags = {"mode": mode, "budget": {"steps": 60}, "eval_every": 10}
+    with dask_processes(tmp_path) as (file, processes):
+        cluster = {"kind": "scheduler-file", "scheduler_file": str(file)}
+        config = tiny(**flags, cluster=cluster | {"start_timeout_s": 10})
+
+        def kill_the_scheduler(progress) -> None:
+            if progress.round >= 10:
+                processes[0].kill()
+
+        with quickly(), pytest.raises(RuntimeError, match="must keep its scheduler"):
+            train(config, results=tmp_path, progress=kill_the_scheduler)
+    (checkpoint,) = tmp_path.rglob("*.npz")
+    ds = resume(checkpoint, results=tmp_path, cluster={"kind": "in-process"})
+    assert ds.attrs["status"] == "complete"
+    assert replay(ds.attrs["store"])["matches"]

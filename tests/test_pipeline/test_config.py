@@ -21,7 +21,7 @@ def run_id(content: str = "c", **flags) -> str:
         {"loss": "squared"},
         {"n_shards": 2},
         {"threads": 2},
-        {"init": "other.safetensors"},
+        {"centring": "channel"},
     ],
 )
 def test_run_id__changes_with_what_the_mathematics_depends_on(changed) -> None:
@@ -30,6 +30,13 @@ def test_run_id__changes_with_what_the_mathematics_depends_on(changed) -> None:
 
 def test_run_id__changes_with_the_data_sets_content() -> None:
     assert run_id("one") != run_id("two")
+
+
+def test_run_id__covers_the_values_to_start_from_and_not_their_path() -> None:
+    one = load_config(None, [], {"init": "one.safetensors"})
+    two = load_config(None, [], {"init": "two.safetensors"})
+    assert one.run_id("digits", "c", "start") == two.run_id("digits", "c", "start")
+    assert one.run_id("digits", "c", "start") != one.run_id("digits", "c", "other")
 
 
 @pytest.mark.parametrize(
