@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 50,  # deaths that are not a task's fault
     "distributed.admin.large-graph-warning-threshold": "200MB",
+    "distributed.scheduler.work-stealing": False,  # tasks stay by their states
     "distributed.worker.profile.enabled": False,  # it samples stacks every 10 ms
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import queue
 import threading
 import time
@@ -39,7 +40,7 @@ class FuturesExecutor:
 
     A group's states stay in its worker's cache; a task that does not find them answers
     "missed" and comes again with what they are rebuilt from. A score is one future a
-    worker and a last one that publishes; each publication depends on the one before.
+    worker and a last one that publishes, in the order of the versions.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class FuturesExecutor:
         board.open()
         if last is not None:
             board.publish(last)
-        self._published: dict[int, Future[Any]] = {}
-        self._updates: dict[int, Future[Any]] = {}  # newest queued update by group
+        self._newest = -1 if last is None else last.version  # known to be published
+        self._published: dict[int, Future[Any]] = {}  # the publication under way
+        self._shares: dict[int, tuple[ScoreTask, list[Future[Any]]]] = {}
+        self._held: list[UpdateTask] = []
         self._finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._tasks: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -111,7 +114,9 @@ class FuturesExecutor:
     ) -> Future[Any]:
         self._count += 1
         unique = f"{key}-{self._nonce}-{self._count}"
-        future = self.client.submit(function, *args, key=unique, **where)
+        future = self.client.submit(
+            function, *args, key=unique, fifo_timeout="0ms", **where
+        )
         if what is not None:
             with self._lock:
                 self._tasks[unique] = (future, what)
@@ -122,55 +127,80 @@ class FuturesExecutor:
         self._finished.put(future)
 
     def submit_update(self, task: UpdateTask) -> None:
-        """Queue an update behind the group's previous one and its publication."""
-        after = [self._updates.get(task.group), self._published.get(task.at_least)]
+        """Queue an update behind the publication of what it must see.
+
+        Its group's previous update is no dependency: a chain of steps would keep every
+        ancestor on the scheduler. The group's worker takes them in order; one that
+        finds other states than it needs answers "missed".
+        """
+        if task.at_least > self._newest and task.at_least not in self._published:
+            self._held.append(task)  # that publication is not submitted yet
+            return
+        pending = task.at_least > self._newest
         blocks = "+".join(f"b{node}" for node in task.nodes[:4])
-        self._updates[task.group] = self._submit(
+        self._submit(
             task,
             update_group,
             self.spec,
             self.board_name,
             task,
-            [f for f in after if f is not None and f.status != "error"],
+            self._published[task.at_least] if pending else None,
             key=f"update-{blocks}-s{task.step}",
             priority=UPDATE_PRIORITY,
             **self._place(self._slots[task.group]),
         )
 
     def submit_score(self, task: ScoreTask) -> None:
-        """Queue a score: one future a worker, then its publication."""
+        """Queue a score's shares, one future a worker, and its publication in turn."""
         n_shards = self.spec.config.n_shards
         parts = np.array_split(np.arange(n_shards), self._n_scorers)
-        shares = [
-            self._submit(
-                None,
-                score_share,
-                self.spec,
-                task.points,
-                task.steps,
-                part.tolist(),
-                task.subset,
-                key=f"score-v{task.version}-share{i}",
-                **self._place(i),
-            )
-            for i, part in enumerate(parts)
-            if len(part)
-        ]
-        bare = replace(task, points={})
-        publication = self._submit(
+        scored = {n: (point, None, std) for n, (point, _, std) in task.points.items()}
+        packed = pickle.dumps(scored, protocol=5)  # opaque: Dask need not walk it
+        self._shares[task.version] = (
             task,
-            publish_score,
-            self.spec,
-            self.board_name,
-            bare,
-            shares,
-            self._published.get(task.version - 1),
-            key=f"publish-v{task.version}",
-            priority=UPDATE_PRIORITY,
-            **self._place(0),
+            [
+                self._submit(
+                    None,
+                    score_share,
+                    self.spec,
+                    packed,
+                    task.steps,
+                    part.tolist(),
+                    task.subset,
+                    key=f"score-v{task.version}-share{i}",
+                    **self._place(i),
+                )
+                for i, part in enumerate(parts)
+                if len(part)
+            ],
         )
-        self._published[task.version] = publication
-        self._published.pop(task.version - 4, None)
+        self._publish_next()
+
+    def _publish_next(self) -> None:
+        """Submit the next publication once the one before it is known to be done.
+
+        So no two publish at once, and no publication depends on its ancestors.
+        """
+        version = self._newest + 1
+        if version not in self._shares:
+            return
+        task, shares = self._shares.pop(version)
+        self._published = {
+            version: self._submit(
+                task,
+                publish_score,
+                self.spec,
+                self.board_name,
+                replace(task, points={}),
+                shares,
+                key=f"publish-v{version}",
+                priority=UPDATE_PRIORITY,
+                **self._place(0),
+            )
+        }
+        held, self._held = self._held, []
+        for update in held:
+            self.submit_update(update)
 
     def poll(self, timeout_s: float) -> list[Done]:
         """Answers since the last call."""
@@ -212,6 +242,8 @@ class FuturesExecutor:
     def _answer(self, task: Any, value: Any) -> Done:
         if isinstance(task, ScoreTask):
             record, start, end = value
+            self._newest = max(self._newest, task.version)
+            self._publish_next()
             return ScoreDone(task, record, start, end)
         done: UpdateDone = value
         return replace(
@@ -220,42 +252,46 @@ class FuturesExecutor:
 
 
 _RESIDENT: dict[tuple[str, tuple[int, ...]], Resident] = {}
+_STEPPING: dict[tuple[str, tuple[int, ...]], threading.Lock] = {}
 
 
 def forget(board_name: str) -> None:
     """Drop a run's states from this worker."""
     for key in [k for k in _RESIDENT if k[0] == board_name]:
         del _RESIDENT[key]
+        _STEPPING.pop(key, None)
 
 
 def update_group(
-    spec: RunSpec, board_name: str, task: UpdateTask, after: list[Any]
+    spec: RunSpec, board_name: str, task: UpdateTask, after: Any
 ) -> UpdateDone:
     """Take one step of a group on this worker; ``after`` only orders it."""
     context = context_of(spec)
     board = VariableBoard(board_name, spec.run_id, client=get_client())
     key = (board_name, task.nodes)
-    resident, done = take_step(
-        context,
-        _RESIDENT.get(key),
-        task,
-        board,
-        timeout_s=spec.config.cluster.task_timeout_s,
-    )
-    if resident is not None:
-        _RESIDENT[key] = resident
+    with _STEPPING.setdefault(key, threading.Lock()):  # a worker may have more threads
+        resident, done = take_step(
+            context,
+            _RESIDENT.get(key),
+            task,
+            board,
+            timeout_s=spec.config.cluster.task_timeout_s,
+        )
+        if resident is not None:
+            _RESIDENT[key] = resident
     return replace(done, task=replace(task, base=None), worker=get_worker().address)
 
 
 def score_share(
     spec: RunSpec,
-    points: Points,
+    packed: bytes,
     steps: tuple[int, ...],
     shards: list[int],
     subset: int,
 ) -> tuple[dict[int, np.ndarray], float]:
     """Loss sums (K,) of some shards, by shard, and when the work began."""
     start = time.time()
+    points: Points = pickle.loads(packed)
     rows = score_points(context_of(spec), points, steps, shards, subset)
     return dict(zip(shards, rows, strict=True)), start
 
@@ -265,14 +301,14 @@ def publish_score(
     board_name: str,
     task: ScoreTask,
     shares: list[tuple[dict[int, np.ndarray], float]],
-    previous: Any,
 ) -> tuple[LossRecord, float, float]:
-    """Add the shares in shard order and publish; ``previous`` only orders it."""
+    """Add the shares in shard order and publish."""
     context = context_of(spec)
+    board = VariableBoard(board_name, spec.run_id, client=get_client())
     sums: dict[int, np.ndarray] = {}
     for part, _ in shares:
         sums.update(part)
     in_order = np.stack([sums[shard] for shard in range(spec.config.n_shards)])
     record = record_of(context, task.version, task.steps, task.subset, in_order)
-    VariableBoard(board_name, spec.run_id, client=get_client()).publish(record)
+    board.publish(record)
     return record, min(start for _, start in shares), time.time()

@@ -98,10 +98,16 @@ class VariableBoard:
         """Give the Variable a value (version −1), so that no read waits for ever."""
         self._set(LossRecord(self._run_id, -1, (), ()))
 
+    def version(self) -> int:
+        """Newest published version, −1 before the first."""
+        self._highest = self._get(READ_TIMEOUT_S).version
+        return self._highest
+
     def publish(self, record: LossRecord) -> bool:
         """Publish ``record`` unless its version is not higher (a re-run's are not)."""
         if self._highest is None:
-            self._highest = self._get(READ_TIMEOUT_S).version
+            self.version()
+        assert self._highest is not None
         if record.version <= self._highest:
             return False
         self._set(record)
