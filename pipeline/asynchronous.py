@@ -14,9 +14,9 @@ from torch import Tensor
 from pipeline.batches import Split
 from pipeline.context import Context
 from pipeline.coordinator import Coordinator, Group, Limits
-from pipeline.engines import host
 from pipeline.executor import Executor, Points
 from pipeline.harness import SPLITS, Training, binding, round_costs
+from pipeline.pack import host
 from pipeline.rounds import Outcome
 from pipeline.updates import message_of, point_of
 

@@ -18,8 +18,9 @@ from pipeline.cluster import Cluster
 from pipeline.context import Context, RunSpec, context_of
 from pipeline.loss_board import LocalBoard, VariableBoard
 from pipeline.mailbox import end_piece
-from pipeline.pack import pack, tensor, unpack
+from pipeline.pack import pack, unpack
 from pipeline.placement import place
+from pipeline.remote import RemoteEvaluation, prepare
 from pipeline.rounds import (
     NodeState,
     Outcome,
@@ -293,111 +294,3 @@ def _failure(futures: list[Future[Any]]) -> str:
         if future.status in ("lost", "cancelled"):
             return f"the scheduler {future.status} {future.key}"
     return ""
-
-
-def prepare(cluster: Cluster, spec: RunSpec) -> None:
-    """Build the run's context, with its data resident, on every worker of the run."""
-    futures = [
-        cluster.client.submit(
-            warm,
-            spec,
-            workers=[address],
-            allow_other_workers=True,
-            pure=False,
-            key=f"prepare-{uuid.uuid4().hex[:8]}",
-        )
-        for address in cluster.wait_for_workers()
-    ]
-    gathered(cluster, futures, "load model and data")
-
-
-def gathered(cluster: Cluster, futures: list[Future[Any]], what: str) -> Any:
-    """Results of some futures, within the cluster's ``task_timeout_s``."""
-    limit = cluster.config.task_timeout_s
-    try:
-        wait(futures, timeout=limit)
-    except TimeoutError as err:
-        raise RuntimeError(
-            f"`cluster` must {what} within {limit:g} s; got no answer. Look at its "
-            "dashboard, or raise cluster.task_timeout_s."
-        ) from err
-    return cluster.client.gather(futures)
-
-
-def warm(spec: RunSpec) -> int:
-    """Load model, blocks and data in this process; returns the number of nodes."""
-    context = context_of(spec)
-    if spec.config.algorithm.scored:
-        shards = range(spec.config.n_shards)
-        for _ in context.data.batches("loss", shards, 0):
-            pass
-    return context.n_nodes
-
-
-class RemoteEvaluation:
-    """An evaluation spread over the cluster's workers, shards in order."""
-
-    def __init__(
-        self,
-        cluster: Cluster,
-        spec: RunSpec,
-        params: Tensor,
-        buffers: Tensor | None,
-        splits: Sequence[Split],
-    ) -> None:
-        self._cluster = cluster
-        self._splits = splits
-        arrays = (host(params), None if buffers is None else host(buffers))
-        addresses = cluster.wait_for_workers()
-        shards = np.arange(spec.config.n_shards)
-        parts = [p.tolist() for p in np.array_split(shards, len(addresses)) if len(p)]
-        resource = cluster.config.resource
-        self._futures = [
-            cluster.client.submit(
-                evaluate_share,
-                spec,
-                *arrays,
-                splits,
-                part,
-                key=f"evaluate-{uuid.uuid4().hex[:8]}",
-                workers=[addresses[i]],
-                allow_other_workers=True,
-                resources={resource: 1} if resource else None,
-                pure=False,
-            )
-            for i, part in enumerate(parts)
-        ]
-
-    def ready(self) -> bool:
-        """Whether ``result`` would not wait."""
-        return all(f.done() for f in self._futures)
-
-    def result(self) -> tuple[dict[Split, np.ndarray], float]:
-        """(n_shards, 3) sums by split, and the worker-seconds that they took."""
-        answers = gathered(self._cluster, self._futures, "evaluate the network")
-        sums = {
-            s: np.concatenate([part[s] for part, _ in answers]) for s in self._splits
-        }
-        return sums, sum(busy for _, busy in answers)
-
-
-def evaluate_share(
-    spec: RunSpec,
-    params: np.ndarray,
-    buffers: np.ndarray | None,
-    splits: Sequence[Split],
-    shards: list[int],
-) -> tuple[dict[Split, np.ndarray], float]:
-    """One worker's shards of an evaluation, and the seconds that it took."""
-    began = time.perf_counter()
-    context = context_of(spec)
-    theta = tensor(params, context.device)
-    own = None if buffers is None else tensor(buffers, context.device)
-    sums = {split: context.evaluate(theta, own, split, shards) for split in splits}
-    return sums, time.perf_counter() - began
-
-
-def host(values: Tensor) -> np.ndarray:
-    """A copy in host memory."""
-    array: np.ndarray = values.detach().cpu().numpy().copy()
-    return array

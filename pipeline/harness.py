@@ -15,8 +15,9 @@ from pipeline import pack
 from pipeline.batches import Split
 from pipeline.config import Budget, RunConfig
 from pipeline.context import Context, RunSpec
-from pipeline.engines import Engine, host
+from pipeline.engines import Engine
 from pipeline.journal import Journal
+from pipeline.pack import host
 from pipeline.progress import Progress, Watcher
 from pipeline.record import mean_staleness
 

@@ -62,6 +62,12 @@ def tensor(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tenso
     return copy.to(device)
 
 
+def host(values: torch.Tensor) -> np.ndarray:
+    """Return a copy in host memory."""
+    array: np.ndarray = values.detach().cpu().numpy().copy()
+    return array
+
+
 def _pack(value: Any, arrays: Arrays) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value

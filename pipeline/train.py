@@ -25,7 +25,7 @@ from pipeline.cluster import open_cluster
 from pipeline.config import RunConfig, validate_config
 from pipeline.context import Context, RunSpec, context_of
 from pipeline.data_store import DataStore, open_store
-from pipeline.engines import Engine, InProcess, OnDask, RemoteEvaluation, host, prepare
+from pipeline.engines import Engine, InProcess, OnDask
 from pipeline.futures import FuturesExecutor
 from pipeline.harness import (
     CHECKPOINT_FORMAT,
@@ -37,9 +37,11 @@ from pipeline.harness import (
 )
 from pipeline.initial import initial_values
 from pipeline.journal import Journal
+from pipeline.pack import host
 from pipeline.placement import place_nodes
 from pipeline.progress import Progress, Watcher
 from pipeline.record import params_sha256, to_dataset
+from pipeline.remote import RemoteEvaluation, prepare
 from pipeline.resolve import resolve
 from pipeline.run_store import open_run, write_run
 from pipeline.runs import checkpoint_path, find_run, results_folder, store_path
