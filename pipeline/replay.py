@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy as np
 import xarray as xr
 
 from blocks.algorithm import LossRecord, Message
@@ -20,7 +19,6 @@ from pipeline.record import hardware, package_versions, params_sha256
 from pipeline.run_store import open_run
 from pipeline.runs import find_run, results_folder, store_path, summary
 from pipeline.store import ensure_store
-
 
 ELSEWHERE = 1e-3  # a parameter's difference that another platform's rounding may make
 
