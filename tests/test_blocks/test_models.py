@@ -100,7 +100,11 @@ def test_build_model__takes_the_users_own_factory(own_module):
     ("name", "options", "message"),
     [
         ("vgg", {}, '"mlp", "lenet", "cifar_cnn", "resnet8"'),
-        ("mlp", {"hidden_sizes": 3}, r"options among \['hidden', 'activation'\].*'hiden'"),
+        (
+            "mlp",
+            {"hidden_sizes": 3},
+            r"options among \['hidden', 'activation'\].*'hidden_sizes'",
+        ),
         ("mlp", {"activation": "step"}, "relu, tanh"),
         ("mlp", {"hidden": [4, 0]}, "positive layer sizes"),
         ("lenet", {"norm": "batch"}, "options among"),
