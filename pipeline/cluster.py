@@ -63,14 +63,29 @@ class Cluster:
         return dict(ordered)
 
     def _everyone(self) -> dict[str, Any]:
-        info = self.client.scheduler_info(n_workers=-1)
+        info: dict[str, Any] = self.client.sync(self._identity)
         if "workers" not in info:
             raise RuntimeError(
-                "`cluster` must keep its scheduler; got no connection within "
-                f"{self.config.start_timeout_s:g} s. Start one, then resume the run."
+                "`cluster` must keep its scheduler; got no connection to it. "
+                "Start one, then resume the run."
             )
         workers: dict[str, Any] = info["workers"]
         return workers
+
+    async def _identity(self) -> dict[str, Any]:
+        """Ask the scheduler itself.
+
+        ``Client.scheduler_info`` hands out an attribute that the client refreshes, with
+        no workers in it, every two seconds: now and then they would all seem gone.
+        """
+        if self.client.status not in ("running", "connecting"):
+            return {}
+        try:
+            scheduler: Any = self.client.scheduler
+            identity: dict[str, Any] = await scheduler.identity(n_workers=-1)
+            return identity
+        except (OSError, AttributeError):  # the connection is gone
+            return {}
 
     def forget(self, variable: str, function: Any = None) -> None:
         """Delete a run's Variable, and call ``function(variable)`` on every worker.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from blocks.algorithm import LossRecord
 
 MAX_BYTES = 64_000  # of a record in the Variable
-READ_TIMEOUT_S = 30.0
+READ_TIMEOUT_S = 10.0  # the Variable exists while its run does
 POLL_S = 0.002  # between two looks at a Variable that is too old
 
 
@@ -157,7 +157,8 @@ class VariableBoard:
         """Newest record; polls until ``at_least`` is reached."""
         deadline = time.monotonic() + timeout_s
         while True:
-            record = self._get(max(deadline - time.monotonic(), 0.1))
+            left = max(deadline - time.monotonic(), 0.1)
+            record = self._get(min(left, READ_TIMEOUT_S))
             if record.version >= at_least:
                 return record
             if time.monotonic() > deadline:

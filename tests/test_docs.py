@@ -96,4 +96,4 @@ def test_readme__the_python_lines_are_a_valid_run():
         if keyword.arg == "overrides"
     )
     assert load_config(overrides=overrides).mode == "async"
-    assert len(blocks[0].strip().splitlines()) == 3
+    assert len([line for line in blocks[0].splitlines() if line]) == 3

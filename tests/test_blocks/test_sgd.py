@@ -66,11 +66,6 @@ def test_step_size__decays_by_a_cosine_to_the_final_fraction():
     torch.testing.assert_close(message.point, torch.tensor([-2.25]))
 
 
-def test_state__remembers_the_minibatch_loss():
-    state, _ = steps(SGD(), torch.zeros(1), Told(1.0), 1)
-    assert state.loss == 1.0
-
-
 PAIRS = [
     (
         SGD(step_size=0.1, momentum=0.9, weight_decay=0.01, final_fraction=1.0),
