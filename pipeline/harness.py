@@ -21,7 +21,7 @@ from pipeline.pack import host
 from pipeline.progress import Progress, Watcher
 from pipeline.record import mean_staleness
 
-PIECE_S = 2.0  # how long a synchronous piece should take
+PIECE_S = 4.0  # how long a synchronous piece should take
 MAX_ROUNDS_AHEAD = 500
 FIRST_ROUNDS = 4
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
