@@ -18,6 +18,9 @@ from multiprocessing import resource_tracker
 from types import FrameType
 
 
+JOIN_S = 5.0
+
+
 @dataclass(slots=True)
 class StopRequest:
     """``event`` is set when a signal arrived; ``signal_number`` says which."""
@@ -103,4 +106,4 @@ def _on_each_interrupt(hear: Callable[[], None]) -> Iterator[None]:
         ended.set()
         assert thread.ident is not None
         signal.pthread_kill(thread.ident, signal.SIGINT)
-        thread.join()
+        thread.join(JOIN_S)  # it ends at its signal; a daemon holds no process up

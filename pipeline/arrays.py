@@ -42,7 +42,7 @@ def create_array(
 
     Returns
     -------
-    zarr.Array — writable; write whole chunks (:func:`chunk_rows`).
+    zarr.Array — writable, by :func:`write_rows`.
     """
     return group.create_array(
         name,
@@ -69,6 +69,21 @@ def piece_rows(shape: tuple[int, ...], dtype: np.dtype) -> int:
     rows = chunk_rows(shape, dtype)
     row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)
     return rows * max(1, CHUNK_BYTES // (rows * row_bytes))
+
+
+def write_rows(array: zarr.Array[Any], start: int, rows: np.ndarray) -> None:
+    """Write ``rows`` from row ``start`` (a chunk's first) on, one chunk at a time.
+
+    Zarr writes the chunks of one assignment side by side, and should one fail it leaves
+    the others running: they would put files back into a folder that is being removed.
+    """
+    if not rows.ndim:
+        array[...] = rows
+        return
+    step = array.chunks[0]
+    for first in range(0, len(rows), step):
+        some = rows[first : first + step]
+        array[start + first : start + first + len(some)] = some
 
 
 class ContentHash:

@@ -11,7 +11,13 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from pipeline.arrays import chunk_sizes, create_array, hash_array, wrong_chunks
+from pipeline.arrays import (
+    chunk_sizes,
+    create_array,
+    hash_array,
+    write_rows,
+    wrong_chunks,
+)
 from pipeline.atomic import partial_directory, publish
 from pipeline.schema import check_schema
 
@@ -40,7 +46,7 @@ def write_run(ds: xr.Dataset, path: Path) -> Path:
             array = create_array(
                 group, str(name), values.shape, values.dtype, dims, data.attrs
             )
-            array[...] = values
+            write_rows(array, 0, values)
             hashes[str(name)] = hash_array(array)
         attrs: dict[str, Any] = {
             str(k): v for k, v in ds.attrs.items() if k not in MARKERS

@@ -16,6 +16,7 @@ from pipeline.arrays import (
     create_array,
     hash_array,
     piece_rows,
+    write_rows,
 )
 from pipeline.data_store import FORMAT, KIND, content_hash
 from pipeline.sources.raw import Batch, RawDataset, RawSplit
@@ -176,7 +177,7 @@ def _write_split(
     start = 0
     for pixels, classes in _regroup(split.batches(rows, n_samples), rows, raw):
         stop = start + len(classes)
-        images[start:stop] = pixels
+        write_rows(images, start, pixels)
         image_hash.update(pixels)
         moments.add(pixels[: max(0, n_counted - start)])
         all_labels[start:stop] = classes
@@ -187,7 +188,7 @@ def _write_split(
             f"`source` must hold {n_samples} samples to {name} on; got {start} from "
             f"{raw.source}. Fetch the raw files again."
         )
-    labels[:] = all_labels
+    write_rows(labels, 0, all_labels)
     label_hash = ContentHash(all_labels.dtype, ())
     label_hash.update(all_labels)
     return {f"{name}_image": image_hash.sha256, f"{name}_label": label_hash.sha256}
