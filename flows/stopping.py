@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from types import FrameType
 
-
 JOIN_S = 5.0
 
 
