@@ -18,6 +18,12 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from blocks.partition import Block
+    from blocks.team import Team
+
+Payload = tuple[Tensor, ...]  # what a node sends to those that listen to it
+Scalars = tuple[tuple[float, ...], ...]  # by node: what everybody is told
+
+SERVER = -1  # the inbox's key of the model that a server holds
 
 
 class Information(enum.Flag):
@@ -69,18 +75,22 @@ class LossRecord:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a node hands to the scorer after a step.
+    """What a node hands over after a step.
 
     ``point`` is what is scored (with probes: the centre they are drawn around);
     ``answer`` is what the node stands for when the network is evaluated or exported
     (``None``: the point). Probe directions never travel: they are rebuilt from (run
-    seed, node, step).
+    seed, node, step). ``payload`` goes to the nodes that listen to this one at their
+    next step (``Algorithm.senders``), ``scalars`` to all nodes before they choose whom
+    to listen to.
     """
 
     point: Tensor  # (d,) float32
     answer: Tensor | None = None  # (d,) float32
     probe_std: float = 0.0  # σ of the probes around ``point``; 0 = no probes
     buffers: Tensor | None = None  # (B,) normalisation statistics, if trained
+    payload: Payload = ()
+    scalars: tuple[float, ...] = ()
 
     @property
     def solution(self) -> Tensor:
@@ -89,9 +99,17 @@ class Message:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all arrays in the message."""
-        tensors = (self.point, self.answer, self.buffers)
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+        """Bytes of what a scorer is sent: point, answer and buffers."""
+        return _bytes(self.point, self.answer, self.buffers)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of what one listener is sent."""
+        return _bytes(*self.payload)
+
+
+def _bytes(*tensors: Tensor | None) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +121,7 @@ class Node:
     block: Block | None = None  # None: the node holds a replica of the whole network
     seed: int = 0  # the run's seed, for probes that the scorer must rebuild
     buffers: Tensor | None = None  # (B,) float buffers that a replica starts from
+    team: Team | None = None  # of replica methods: who the others are
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +136,13 @@ class Observation:
     n_steps: int  # planned steps of this node (for schedules); 0 = open-ended
     allowed: Information
     _record: LossRecord | None = None
-    _inbox: Mapping[int, Message] = field(default_factory=dict)
+    _inbox: Mapping[int, Payload] = field(default_factory=dict)
+    _scalars: Scalars = ()
+
+    @property
+    def last(self) -> bool:
+        """Whether no step is planned after this one."""
+        return 0 < self.n_steps <= self.step + 1
 
     @property
     def record(self) -> LossRecord:
@@ -134,14 +159,28 @@ class Observation:
         return self._record
 
     @property
-    def inbox(self) -> Mapping[int, Message]:
-        """The newest message of each in-neighbour."""
+    def inbox(self) -> Mapping[int, Payload]:
+        """Payloads of this node and of those it listens to at this step, by node.
+
+        Empty where ``Algorithm.senders`` names nobody. Synchronous: everybody's after
+        as many steps as this node's; asynchronous: the newest there are. A method with
+        a server finds the model under ``SERVER``.
+        """
+        self._need_neighbours("inbox")
+        return self._inbox
+
+    @property
+    def scalars(self) -> Scalars:
+        """What every node has told everybody after its step, by node."""
+        self._need_neighbours("scalars")
+        return self._scalars
+
+    def _need_neighbours(self, what: str) -> None:
         if not self.allowed & Information.NEIGHBOURS:
             raise InformationError(
-                "`observation.inbox` must be declared as `Information.NEIGHBOURS`; "
+                f"`observation.{what}` must be declared as `Information.NEIGHBOURS`; "
                 f"got {self.allowed}. Add the flag to the algorithm's `information`."
             )
-        return self._inbox
 
 
 @runtime_checkable
@@ -155,8 +194,21 @@ class Oracle(Protocol):
     def loss(self, params: Tensor) -> float:
         """Mean loss on the node's own minibatch (needs ``LOSS_ORACLE``)."""
 
-    def gradient(self, params: Tensor, buffers: Tensor | None) -> Gradient:
-        """Gradient on the node's own minibatch (needs ``GRADIENT_ORACLE``)."""
+    def common_loss(self, params: Tensor, buffers: Tensor | None = None) -> float:
+        """Mean loss on the fixed subset that all nodes share (``LOSS_ORACLE``)."""
+
+    def gradient(
+        self,
+        params: Tensor,
+        buffers: Tensor | None,
+        minibatch: int | None = None,
+        part: tuple[int, int] | None = None,
+    ) -> Gradient:
+        """Gradient on the node's own minibatch (needs ``GRADIENT_ORACLE``).
+
+        ``minibatch`` counts from 0 (None: this step's). With ``part``, the samples
+        [start, stop) of the minibatch that all nodes share.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +230,9 @@ class Algorithm(Protocol[S]):
     dataclass), ``information``, ``combine``, ``modes`` (subset of ``{"sync",
     "async"}``), ``paper`` (one line), ``blockwise`` (one node per block, else one node
     per replica), ``scored`` (whether steps fold a published loss), ``defaults``
-    (settings of the harness that suit it, such as ``loss_samples``),
-    ``__pydantic_config__ = {"extra": "forbid"}``.
+    (settings of the harness that suit it, such as ``loss_samples`` or ``nodes``),
+    ``__pydantic_config__ = {"extra": "forbid"}``. Replica methods may say more, see
+    ``blocks.team``.
 
     ``init`` and ``step`` are pure: no I/O, no clock, no global generator; inputs are
     not modified; same inputs give the same outputs bit for bit. States are frozen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,10 @@ from blocks.algorithm import Gradient, Information, InformationError
 from blocks.forward import FlatModel
 from blocks.losses import LossFunction
 
-Minibatch = Callable[[int], tuple[Tensor, Tensor]]
+Samples = tuple[Tensor, Tensor]
+Minibatch = Callable[[int], Samples]
+Pooled = Callable[[int, tuple[int, int]], Samples]
+Common = Callable[[], Iterable[Samples]]
 
 
 @dataclass(slots=True)
@@ -45,13 +48,25 @@ class GuardedOracle:
     minibatch : step → (inputs (b, C, H, W), targets (b,)) of the node's own shard.
     step : int — the node's own step, which selects the minibatch.
     counters : where answers are counted; new ones by default.
+    pooled : (step, (start, stop)) → those samples of the minibatch that all nodes
+        share; None where there is none.
+    common : → batches of the fixed subset that all nodes share; None as above.
 
     Raises
     ------
     InformationError — on a question that ``allowed`` does not cover.
     """
 
-    __slots__ = ("_allowed", "_loss", "_minibatch", "_model", "_step", "counters")
+    __slots__ = (
+        "_allowed",
+        "_common",
+        "_loss",
+        "_minibatch",
+        "_model",
+        "_pooled",
+        "_step",
+        "counters",
+    )
 
     def __init__(
         self,
@@ -61,12 +76,16 @@ class GuardedOracle:
         minibatch: Minibatch,
         step: int,
         counters: Counters | None = None,
+        pooled: Pooled | None = None,
+        common: Common | None = None,
     ) -> None:
         self._allowed = allowed
         self._model = model
         self._loss = loss_function
         self._minibatch = minibatch
         self._step = step
+        self._pooled = pooled
+        self._common = common
         self.counters = Counters() if counters is None else counters
 
     @property
@@ -91,13 +110,60 @@ class GuardedOracle:
         self.counters.n_samples += len(targets)
         return float(losses.double().mean())
 
-    def gradient(self, params: Tensor, buffers: Tensor | None) -> Gradient:
-        """Gradient of the mean loss on the node's own minibatch, in training mode."""
+    def common_loss(self, params: Tensor, buffers: Tensor | None = None) -> float:
+        """Mean loss of ``params`` (P,) on the fixed subset that all nodes share."""
+        self._require(Information.LOSS_ORACLE)
+        if self._common is None:
+            raise ValueError(
+                "`oracle` must have a subset that all nodes share; got none here. Use "
+                "`loss` instead."
+            )
+        total, n = 0.0, 0
+        with torch.no_grad():
+            for inputs, targets in self._common():
+                losses = self._loss(
+                    self._model.forward(params, inputs, buffers), targets
+                )
+                total += float(losses.double().sum())
+                n += len(targets)
+        self.counters.n_loss_evals += 1
+        self.counters.n_samples += n
+        return total / n
+
+    def gradient(
+        self,
+        params: Tensor,
+        buffers: Tensor | None,
+        minibatch: int | None = None,
+        part: tuple[int, int] | None = None,
+    ) -> Gradient:
+        """Gradient of the mean loss on one minibatch, in training mode.
+
+        Parameters
+        ----------
+        params, buffers : (P,), (B,) or None.
+        minibatch : its number, from 0; None: that of this step.
+        part : samples [start, stop) of the minibatch that all nodes share, instead of
+            the node's own.
+        """
         self._require(Information.GRADIENT_ORACLE)
-        inputs, targets = self._minibatch(self._step)
+        inputs, targets, k = self._samples(minibatch, part)
         loss, gradient, new_buffers = self._model.gradient(
-            params, inputs, targets, self._loss, buffers, seed=self._step
+            params, inputs, targets, self._loss, buffers, seed=k
         )
         self.counters.n_gradient_evals += 1
         self.counters.n_samples += len(targets)
         return Gradient(loss, gradient, new_buffers)
+
+    def _samples(
+        self, minibatch: int | None, part: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, int]:
+        k = self._step if minibatch is None else minibatch
+        if part is None:
+            return *self._minibatch(k), k
+        if self._pooled is None:
+            raise ValueError(
+                "`oracle` must have a minibatch that all nodes share; got none here. "
+                'Declare `data = "pooled"` in the algorithm.'
+            )
+        return *self._pooled(k, part), k

@@ -82,7 +82,7 @@ def test_counters__add_up():
 def test_oracle__shows_neither_model_nor_data(problem):
     oracle = problem("quadratic").oracle(EVERYTHING)
     public = {name for name in dir(oracle) if not name.startswith("_")}
-    assert public == {"counters", "device", "gradient", "loss"}
+    assert public == {"common_loss", "counters", "device", "gradient", "loss"}
     assert isinstance(oracle, Oracle)
     with pytest.raises(AttributeError):
         oracle.anything = 1
