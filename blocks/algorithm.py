@@ -8,7 +8,7 @@ taken, and which loss record it folds, is the harness's business, never the algo
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from blocks.linearised import Linearised
     from blocks.partition import Block
     from blocks.team import Team
 
@@ -100,15 +101,16 @@ class Message:
     @property
     def n_bytes(self) -> int:
         """Bytes of what a scorer is sent: point, answer and buffers."""
-        return _bytes(self.point, self.answer, self.buffers)
+        return n_bytes(self.point, self.answer, self.buffers)
 
     @property
     def payload_bytes(self) -> int:
         """Bytes of what one listener is sent."""
-        return _bytes(*self.payload)
+        return n_bytes(*self.payload)
 
 
-def _bytes(*tensors: Tensor | None) -> int:
+def n_bytes(*tensors: Tensor | None) -> int:
+    """Bytes of some tensors, those that are there."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
@@ -138,6 +140,7 @@ class Observation:
     _record: LossRecord | None = None
     _inbox: Mapping[int, Payload] = field(default_factory=dict)
     _scalars: Scalars = ()
+    seconds: float = 0.0  # that the node's previous step took; 0 = not known
 
     @property
     def last(self) -> bool:
@@ -208,6 +211,27 @@ class Oracle(Protocol):
 
         ``minibatch`` counts from 0 (None: this step's). With ``part``, the samples
         [start, stop) of the minibatch that all nodes share.
+        """
+
+    def linearised(
+        self, params: Tensor, buffers: Tensor | None, minibatch: int | None = None
+    ) -> Linearised:
+        """Logits, gradient and Jacobian products on the node's own minibatch.
+
+        ``minibatch`` as in ``gradient`` (needs ``JACOBIAN_ORACLE``).
+        """
+
+    def direct_feedback(
+        self,
+        params: Tensor,
+        buffers: Tensor | None,
+        feedback: Callable[[int, int], Tensor],
+        minibatch: int | None = None,
+    ) -> Gradient:
+        """What each layer makes of the output's error on the node's own minibatch.
+
+        ``feedback``: (n_classes, width of a layer's output) → the fixed matrix that
+        brings the error there (needs ``OUTPUT_ERROR`` and ``OWN_ACTIVATIONS``).
         """
 
 

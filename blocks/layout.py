@@ -43,6 +43,19 @@ class Layout:
     segments: tuple[Segment, ...]
     buffer_segments: tuple[Segment, ...] = ()
 
+    @property
+    def layers(self) -> tuple[tuple[int, int], ...]:
+        """(start, stop) of each layer: neighbouring parameters of one submodule."""
+        found: dict[str, tuple[int, int]] = {}
+        for segment in self.segments:
+            owner = segment.name.rpartition(".")[0]
+            start = found[owner][0] if owner in found else segment.start
+            if owner in found and found[owner][1] != segment.start:
+                owner = segment.name  # a shared module's parameters need not be near
+                start = segment.start
+            found[owner] = (start, segment.stop)
+        return tuple(found.values())
+
     @classmethod
     def from_module(cls, module: nn.Module) -> Layout:
         """Return the layout of a module.

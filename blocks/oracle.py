@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from blocks.algorithm import Gradient, Information, InformationError
+from blocks.feedback import Feedback, direct_feedback
 from blocks.forward import FlatModel
+from blocks.linearised import Linearised, linearise
 from blocks.losses import LossFunction
 
 Samples = tuple[Tensor, Tensor]
@@ -150,6 +152,62 @@ class GuardedOracle:
         inputs, targets, k = self._samples(minibatch, part)
         loss, gradient, new_buffers = self._model.gradient(
             params, inputs, targets, self._loss, buffers, seed=k
+        )
+        self.counters.n_gradient_evals += 1
+        self.counters.n_samples += len(targets)
+        return Gradient(loss, gradient, new_buffers)
+
+    def linearised(
+        self, params: Tensor, buffers: Tensor | None, minibatch: int | None = None
+    ) -> Linearised:
+        """The network's linear model on one minibatch, in training mode.
+
+        It brings the gradient with it and counts as one gradient evaluation; so does,
+        with the minibatch's samples, each product with the Jacobian that is asked of
+        it: a product is another pass over them.
+
+        Parameters
+        ----------
+        params, buffers : (P,), (B,) or None.
+        minibatch : its number, from 0; None: that of this step.
+        """
+        self._require(Information.JACOBIAN_ORACLE)
+        inputs, targets, k = self._samples(minibatch)
+
+        def count() -> None:
+            self.counters.n_gradient_evals += 1
+            self.counters.n_samples += len(targets)
+
+        count()
+        found = linearise(
+            self._model, params, inputs, targets, self._loss, buffers, seed=k
+        )
+        return found.counted(count)
+
+    def direct_feedback(
+        self,
+        params: Tensor,
+        buffers: Tensor | None,
+        feedback: Feedback,
+        minibatch: int | None = None,
+    ) -> Gradient:
+        """Direct feedback's stand-in for the gradient (``blocks.feedback``).
+
+        A forward pass and each layer's own derivative: less than back-propagation by
+        the products that carry the error down. Counted as one gradient evaluation all
+        the same, so that no method looks cheaper for doing part of one.
+
+        Parameters
+        ----------
+        params, buffers : (P,), (B,) or None.
+        feedback : (n_classes, width) → the matrix of a layer with outputs of that size.
+        minibatch : its number, from 0; None: that of this step.
+        """
+        self._require(Information.OUTPUT_ERROR)
+        self._require(Information.OWN_ACTIVATIONS)
+        inputs, targets, k = self._samples(minibatch)
+        loss, gradient, new_buffers = direct_feedback(
+            self._model, params, inputs, targets, self._loss, feedback, buffers, seed=k
         )
         self.counters.n_gradient_evals += 1
         self.counters.n_samples += len(targets)

@@ -235,8 +235,7 @@ class Session:
         """What every node's next step is given."""
         record = self.record() if self.algorithm.scored else None
         allowed = self.algorithm.information
-        messages = dict(enumerate(self.messages))
-        payloads = {node: m.payload for node, m in messages.items()}
+        payloads = {node: m.payload for node, m in enumerate(self.messages)}
         scalars = tuple(m.scalars for m in self.messages)
         found = []
         for node, state in enumerate(self.states):
@@ -246,7 +245,7 @@ class Session:
             elif self.team is not None and allowed & Information.NEIGHBOURS:
                 heard = listens(self.algorithm, node, self.team, self.step, scalars)
                 inbox = inbox_of(node, heard, payloads)
-                self.bytes_moved += received_bytes(node, heard, messages, scalars)
+                self.bytes_moved += received_bytes(node, heard, payloads, scalars)
             observation = Observation(
                 self.step, n_steps, allowed, record, inbox, scalars
             )

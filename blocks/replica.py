@@ -10,8 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blocks.algorithm import Combine, Information, Node, Observation
+from blocks.algorithm import (
+    Combine,
+    Information,
+    Node,
+    Observation,
+    Oracle,
+    Payload,
+)
 from blocks.optimisers import Momentum, decayed
+from blocks.team import Team
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +61,7 @@ class ReplicaSGD:
     blockwise: ClassVar[bool] = False
     scored: ClassVar[bool] = False
     data: ClassVar[str] = "shard"
+    tells: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {"nodes": 4}
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -90,6 +99,59 @@ class ReplicaSGD:
     def alpha(self, step: int, observation: Observation) -> float:
         """α at a step of a run as long as this one."""
         return decayed(self.step_size, self.final_fraction, step, observation.n_steps)
+
+
+def ahead(
+    oracle: Oracle,
+    replica: Replica,
+    observation: Observation,
+    part: tuple[int, int] | None = None,
+) -> Payload:
+    """Gradient and new buffers of the next step's minibatch, packed for the others.
+
+    A method that exchanges gradients takes them here, before the exchange; ``()`` after
+    the last planned step, so that n steps cost n gradients.
+    """
+    if observation.last:
+        return ()
+    answer = oracle.gradient(
+        replica.params, replica.buffers, observation.step + 1, part
+    )
+    return packed(answer.gradient, answer.buffers)
+
+
+def first_gradient(
+    oracle: Oracle, replica: Replica, part: tuple[int, int] | None = None
+) -> Payload:
+    """Gradient and new buffers of the first minibatch, packed as by ``ahead``."""
+    answer = oracle.gradient(replica.params, replica.buffers, 0, part)
+    return packed(answer.gradient, answer.buffers)
+
+
+def heard(observation: Observation, own: Payload) -> list[Payload]:
+    """Payloads in node order; the own one alone where nobody else is listened to.
+
+    Raises
+    ------
+    ValueError — if this step was not planned, so that no gradient was taken for it.
+    """
+    check("observation.step", observation.step, "a planned step", bool(own))
+    return list(observation.inbox.values()) or [own]
+
+
+def team_of(node: Node) -> Team:
+    """The node's team; equal nodes on one machine where nothing is said of it."""
+    return node.team or Team.of(node.n_nodes, 1)
+
+
+def others(node: int, team: Team) -> tuple[int, ...]:
+    """All nodes of the team but ``node``."""
+    return tuple(j for j in range(team.n_nodes) if j != node)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether ``step`` steps are a whole number of periods, at least one."""
+    return step > 0 and step % every == 0
 
 
 def moved(replica: Replica, params: Tensor, buffers: Tensor | None) -> Replica:

@@ -7,6 +7,9 @@ A replica method has one node a replica of the whole network (``blockwise`` fals
 - ``senders(node, team, step, scalars)``: whom a node listens to at its step ``step``,
   a pure function that every worker can ask about every node. A node that listens to
   nobody moves no bytes and waits for nobody.
+- ``tells``: true if its messages carry ``scalars``, which every node then hears at
+  every step; false (default) spares the round that wait.
+- ``by_layer``: true if a gradient takes as many steps as the network has layers.
 - ``data``: "shard" (default; each node has its own part of the training data), "whole"
   (each walks all of it in its own order) or "pooled" (all share each minibatch).
 
@@ -25,7 +28,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from blocks.algorithm import Message, Payload, Scalars
+from blocks.algorithm import Message, Payload, Scalars, n_bytes
 
 SCALAR_BYTES = 8
 
@@ -39,11 +42,13 @@ class Team:
     n_samples : by node, the training samples it may use.
     machines : by node, the machine that it is on, from 0.
     seed : int — the run's seed, for choices that all nodes must make alike.
+    layers : (start, stop) of each layer's slice of θ, in order; (): one layer.
     """
 
     n_samples: tuple[int, ...]
     machines: tuple[int, ...]
     seed: int = 0
+    layers: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, n_nodes: int, n_samples: int, seed: int = 0, machines: int = 1) -> Team:
@@ -89,7 +94,7 @@ class Served(Protocol):
         """
 
     def view(self, server: Any) -> Message:
-        """The model now: ``payload`` is what a node is given, ``point`` is evaluated."""
+        """The model now: nodes get its ``payload``; its ``point`` is evaluated."""
 
 
 def listens(
@@ -120,8 +125,8 @@ def inbox_of(
 
 
 def received_bytes(
-    node: int, senders: set[int], messages: Mapping[int, Message], scalars: Scalars
+    node: int, senders: set[int], payloads: Mapping[int, Payload], scalars: Scalars
 ) -> int:
     """Bytes that a node receives at one step: payloads, and all others' scalars."""
     told = sum(len(own) for j, own in enumerate(scalars) if j != node)
-    return sum(messages[j].payload_bytes for j in senders) + told * SCALAR_BYTES
+    return sum(n_bytes(*payloads[j]) for j in senders) + told * SCALAR_BYTES

@@ -39,6 +39,10 @@ def train(
     budget: o.BudgetText = None,
     seed: o.Seed = None,
     delay: o.Delays = None,
+    nodes: o.Nodes = None,
+    machines: o.Machines = None,
+    latency: o.Latency = None,
+    skew: o.Skew = None,
     overrides: o.Overrides = None,
     config: o.ConfigFile = None,
     workers: o.Workers = None,
@@ -61,6 +65,7 @@ def train(
     $ ndcao train --dataset mnist --mode sync --budget loss_values=6000
     $ ndcao train -d mnist -m async --blocks by_unit:9 --delay 2=50ms
     $ ndcao train -d mnist -a sgd -b steps=500 --set sgd.step_size=0.05
+    $ ndcao train -d mnist -a local-sgd --nodes 4 --skew 0.5 -b samples=270000
     $ ndcao train -c run.yaml --address tcp://cluster:8786 --json
     $ ndcao train -d mypackage.zarr --model mypackage.nets:factory --flow
     """
@@ -78,6 +83,10 @@ def train(
         budget=budget,
         seed=seed,
         delay=delay,
+        nodes=nodes,
+        machines=machines,
+        latency=latency,
+        skew=skew,
         workers=workers,
         address=address,
         scheduler_file=scheduler_file,

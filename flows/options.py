@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.parsing import parse_budget, parse_delays, parse_sizes
+from flows.parsing import parse_budget, parse_delays, parse_duration, parse_sizes
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -52,7 +52,7 @@ AlgorithmName = Annotated[
         "--algorithm",
         "-a",
         panel=METHOD,
-        help="nd-cao (default) or a baseline; see ndcao algorithms.",
+        help="nd-cao (default) or another; see ndcao algorithms.",
     ),
 ]
 Mode = Annotated[
@@ -113,7 +113,43 @@ Delays = Annotated[
     _option(
         "--delay",
         panel=METHOD,
-        help="Slow a block down, to study stragglers: 2=50ms. Repeat it.",
+        help="Slow a block or replica down, for stragglers: 2=50ms. Repeat it.",
+    ),
+]
+Nodes = Annotated[
+    int | None,
+    _option(
+        "--nodes",
+        min=1,
+        panel=METHOD,
+        help="Replicas of a replica method (local-sgd, next, …). Default: 4.",
+    ),
+]
+Machines = Annotated[
+    int | None,
+    _option(
+        "--machines",
+        min=1,
+        panel=METHOD,
+        help="Machines that the replicas are grouped on (node-based: 2).",
+    ),
+]
+Latency = Annotated[
+    str | None,
+    _option(
+        "--latency",
+        panel=METHOD,
+        help="Slow down what replicas send between machines, to study networks: 20ms.",
+    ),
+]
+Skew = Annotated[
+    float | None,
+    _option(
+        "--skew",
+        min=0.0,
+        max=1.0,
+        panel=METHOD,
+        help="Share of the data that replicas get class by class: 0 (default) to 1.",
     ),
 ]
 Overrides = Annotated[
@@ -189,6 +225,10 @@ def nested_flags(
     budget: str | None = None,
     seed: int | None = None,
     delay: list[str] | None = None,
+    nodes: int | None = None,
+    machines: int | None = None,
+    latency: str | None = None,
+    skew: float | None = None,
     workers: int | None = None,
     address: str | None = None,
     scheduler_file: Path | None = None,
@@ -233,6 +273,10 @@ def nested_flags(
         "budget": None if budget is None else parse_budget(budget),
         "seed": seed,
         "delays": parse_delays(delay) if delay else None,
+        "nodes": nodes,
+        "machines": machines,
+        "latency_s": None if latency is None else parse_duration(latency),
+        "skew": skew,
         "device": device,
         "experiment": experiment,
     }

@@ -15,8 +15,10 @@ from pipeline.batches import Split
 from pipeline.context import Context
 from pipeline.coordinator import Coordinator, Group, Limits
 from pipeline.executor import Executor, Points
-from pipeline.harness import SPLITS, Training, binding, round_costs
+from pipeline.harness import SPLITS, Training, binding, costs_in
+from pipeline.jobs import JobExecutor
 from pipeline.pack import host
+from pipeline.replicas import ReplicaCoordinator
 from pipeline.rounds import Outcome
 from pipeline.updates import message_of, point_of
 
@@ -46,8 +48,8 @@ class FreeTraining(Training):
     taken off the wall time: an asynchronous run has no pause in which to evaluate.
     """
 
-    coordinator: Coordinator
-    executor: Executor
+    coordinator: Any  # Coordinator, or ReplicaCoordinator
+    executor: Any  # Executor, or JobExecutor
 
     def prepare(self, executor: Executor, state: dict[str, Any] | None = None) -> None:
         """Set up the coordinator, at the start or from a checkpoint's ``state``."""
@@ -69,9 +71,9 @@ class FreeTraining(Training):
             restore(self.coordinator, state, self.journal.version)
 
     def _limits(self) -> Limits:
-        budget, costs = self.config.budget, self._costs
+        budget, costs = self.config.budget, costs_in(self.context)
         versions = [
-            max(limit // cost, 1)
+            max(int(limit // cost), 1)
             for limit, cost in (
                 (budget.loss_values, costs.loss_values),
                 (budget.samples, costs.samples),
@@ -79,11 +81,6 @@ class FreeTraining(Training):
             if limit is not None and cost
         ]
         return Limits(budget.steps, min(versions, default=None))
-
-    @property
-    def _costs(self) -> Any:
-        data = self.context.data
-        return round_costs(self.config, data.n_loss, data.n_train)
 
     def run(self, evaluate: Evaluator) -> tuple[Tensor, Tensor | None]:
         """Train until the budget is used; returns the final parameters and buffers."""
@@ -146,7 +143,8 @@ class FreeTraining(Training):
 
     def _merge(self) -> None:
         """Move what the coordinator has accepted into the journal."""
-        outcome, self.coordinator.outcome = self.coordinator.outcome, Outcome()
+        outcome = self.coordinator.outcome
+        self.coordinator.outcome = Outcome(in_order=outcome.in_order)
         self.journal.add(outcome)
         self.journal.n_reruns += self.coordinator.n_reruns
         self.coordinator.n_reruns = 0
@@ -154,11 +152,11 @@ class FreeTraining(Training):
 
     def _wall(self) -> float:
         spent = self.executor.now() - self._began - self._busy_s / self.n_workers
-        return self._before + max(spent, 0.0)
+        return self._before + float(max(spent, 0.0))
 
     def _mean_step(self) -> int:
         steps = self.coordinator.steps
-        return sum(steps.values()) // len(steps)
+        return int(sum(steps.values()) // len(steps))
 
     def _decide(self) -> None:
         journal, coordinator = self.journal, self.coordinator
@@ -177,7 +175,7 @@ class FreeTraining(Training):
     def _finish(self) -> None:
         self._merge()
         if not self.journal.stop_reason:
-            name = binding(self.config.budget, self._costs, self.limit)
+            name = binding(self.config.budget, costs_in(self.context), self.limit)
             self.journal.stop_reason = f"budget: {name}"
         self._collect(wait=True)
         if self._snapped != self.coordinator.steps:
@@ -253,6 +251,30 @@ def restore(coordinator: Coordinator, state: dict[str, Any], published: int) -> 
 def saved_groups(state: dict[str, Any]) -> list[tuple[int, ...]]:
     """Groups of a checkpoint; an executor that continues it must use the same."""
     return [tuple(nodes) for nodes, *_ in state["groups"]]
+
+
+class ReplicaTraining(FreeTraining):
+    """Asynchronous replicas: the same loop over another coordinator."""
+
+    def begin(self, executor: JobExecutor, state: dict[str, Any] | None) -> None:
+        """Set up the coordinator, at the start or from a checkpoint's ``state``."""
+        self.executor, self.n_workers = executor, executor.n_workers
+        limit = self.limit or None
+        steps, together = limit, None
+        if self.context.served and limit:  # whoever is fast does more of them
+            steps, together = None, limit * self.context.n_nodes
+        self.coordinator = ReplicaCoordinator(self.context, executor, steps, together)
+        if state is not None:
+            self.coordinator.restore(state)
+
+    def _solution(self) -> tuple[Tensor, Tensor | None]:
+        solution: tuple[Tensor, Tensor | None] = self.coordinator.solution()
+        return solution
+
+    def _save(self, *, collect: bool = True) -> None:
+        if collect:
+            self._collect(wait=True)
+        self.save("replicas", self._mean_step(), self.coordinator.to_plain())
 
 
 class SplitsEvaluation:

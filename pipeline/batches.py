@@ -15,13 +15,14 @@ from torch import Tensor
 from blocks.algorithm import step_rng
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore
+from pipeline.shards import Walks
 from pipeline.standardise import Standardisation, standardisation
 
 StoredSplit = Literal["train", "val", "test"]
 Split = Literal["loss", "train", "val", "test"]
 
 TRAIN_LOSS_SAMPLES = 20_000  # behind a reported `train_loss`, the same for all runs
-_SUBSET, _SHARD, _EPOCH = 2, 3, 4  # streams of `step_rng`
+_SUBSET = 2  # stream of `step_rng`
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class ResidentData:
         self._ready: OrderedDict[tuple[str, int, int], list[tuple[Tensor, Tensor]]]
         self._ready = OrderedDict()
         self._lock = threading.Lock()
-        self._order: tuple[tuple[int, int, int], np.ndarray] | None = None
+        self._walks: dict[int, Walks] = {}
 
     @property
     def standard(self) -> Standardisation:
@@ -147,23 +148,36 @@ class ResidentData:
                     del self._ready[stale]
             return self._ready[key]
 
+    def walks(self, n_nodes: int) -> Walks:
+        """Who of ``n_nodes`` replicas sees which samples when."""
+        with self._lock:
+            if n_nodes not in self._walks:
+                self._walks[n_nodes] = Walks(
+                    self.n_train,
+                    n_nodes,
+                    self._config.seed,
+                    getattr(self._config.algorithm, "data", "shard") == "whole",
+                    self._config.skew,
+                    self._labels,
+                )
+            return self._walks[n_nodes]
+
+    def _labels(self) -> np.ndarray:
+        labels: np.ndarray = resident(self._store, "train", self._device).labels.numpy(
+            force=True
+        )
+        return labels
+
     def minibatch(
         self, node: int, n_nodes: int, step: int, batch_size: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the minibatch of one node at one of its steps.
+        """Return the minibatch of one node at one of its steps (0: all it has)."""
+        walks = self.walks(n_nodes)
+        size = batch_size or walks.n_own
+        return self._take("train", walks.own(node, step, size))
 
-        A node owns every n_nodes-th sample of a seeded shuffle; each epoch it walks
-        them in a fresh order, dropping the incomplete last minibatch.
-        """
-        own = self.n_train // n_nodes
-        size = min(batch_size, own)
-        epoch, position = divmod(step, own // size)
-        if self._order is None or self._order[0] != (node, n_nodes, epoch):
-            shuffled = step_rng(self._config.seed, 0, 0, _SHARD).permutation(
-                self.n_train
-            )
-            mine = shuffled[node::n_nodes][:own]
-            order = step_rng(self._config.seed, node, epoch, _EPOCH).permutation(own)
-            self._order = ((node, n_nodes, epoch), mine[order])
-        indices = self._order[1][position * size : (position + 1) * size]
-        return self._take("train", indices)
+    def pooled(
+        self, n_nodes: int, step: int, size: int, part: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return samples [start, stop) of the minibatch that all nodes share."""
+        return self._take("train", self.walks(n_nodes).pooled(step, size, part))

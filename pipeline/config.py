@@ -125,6 +125,10 @@ class RunConfig(Section):
     checkpoint_every_s: Seconds = 30.0
     delays: dict[int, Seconds] = {}  # block index → extra seconds at every update
     own_worker: tuple[int, ...] = ()  # blocks that get a worker of their own
+    nodes: Count | None = None  # replicas of a replica method
+    machines: Count | None = None  # that the replicas are grouped on
+    latency_s: Seconds = 0.0  # extra, of what is sent between two machines
+    skew: Annotated[float, Field(ge=0, le=1)] = 0.0  # share dealt class by class
     init: str | None = None
     threads: Count = 1
     device: Literal["cpu", "cuda"] = "cpu"
@@ -165,12 +169,42 @@ class RunConfig(Section):
                 f"{self.algorithm.kind}, which asks for no loss values; got "
                 f"{self.budget.loss_values}. Use steps, samples or gradient_evals."
             )
+        self._check_replicas()
         if self.custom_blocks and self.blocks not in (None, "custom"):
             raise ValueError(
                 "`custom_blocks` must come with `blocks: custom`; got "
                 f"{self.blocks!r}. Drop one of the two."
             )
         return self
+
+    def _check_replicas(self) -> None:
+        algorithm = self.algorithm
+        kind = algorithm.kind
+        if algorithm.blockwise:
+            for name in ("nodes", "machines", "skew", "latency_s"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"`{name}` must be left out with algorithm {kind}, whose nodes "
+                        f"are blocks, not replicas; got {getattr(self, name)}. Use "
+                        "`blocks` to split the network."
+                    )
+            return
+        if self.skew and getattr(algorithm, "data", "shard") != "shard":
+            raise ValueError(
+                f"`skew` must be 0 with algorithm {kind}, whose nodes share all data; "
+                f"got {self.skew}. Leave it out."
+            )
+        alone = "nodes" not in algorithm.defaults
+        if alone and (self.nodes or 1) > 1:
+            raise ValueError(
+                f"`nodes` must be 1 for algorithm {kind}; got {self.nodes}. Use "
+                "all-reduce-sgd or local-sgd for several replicas."
+            )
+        if self.machines and self.nodes and self.machines > self.nodes:
+            raise ValueError(
+                f"`machines` must be at most `nodes` = {self.nodes}; got "
+                f"{self.machines}. Lower it."
+            )
 
     @property
     def staleness_bound(self) -> int | None:
@@ -193,7 +227,7 @@ class RunConfig(Section):
             "dataset",
         ]
         if self.barrier:
-            left_out += ["delays", "own_worker"]
+            left_out += ["delays", "own_worker", "latency_s"]
         for name in left_out:
             data.pop(name)
         if not self.barrier:

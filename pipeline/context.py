@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from torch import Tensor
 
 from blocks.algorithm import (
     Combine,
+    Information,
     LossRecord,
     Message,
     Node,
     Observation,
+    Payload,
+    Scalars,
     step_rng,
 )
 from blocks.forward import FlatModel, calibrate_buffers
@@ -25,6 +29,7 @@ from blocks.models import build_model
 from blocks.oracle import Counters, GuardedOracle
 from blocks.partition import Block, join, partition, split
 from blocks.probes import directions, probe_points
+from blocks.team import Team
 from pipeline.batches import ResidentData, Split
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore, open_store
@@ -73,13 +78,26 @@ class Context:
         self.model = FlatModel(module, device=self.device)
         self.loss_function = per_sample_loss(config.loss)
         self.data = ResidentData(store, config, self.device, standard)
+        self.team = None if self.algorithm.blockwise else self._make_team()
         self.initial = self._initial_params()
         self.buffers = self._initial_buffers()
 
     @property
     def n_nodes(self) -> int:
-        """Participants: blocks, or the one replica."""
-        return len(self.blocks) if self.algorithm.blockwise else 1
+        """Participants: blocks, or replicas."""
+        return self.team.n_nodes if self.team else len(self.blocks)
+
+    def _make_team(self) -> Team:
+        config = self.config
+        n_nodes = config.nodes or 1
+        own = self.data.walks(n_nodes).n_own
+        machines = config.machines or 1
+        team = Team.of(n_nodes, own, config.seed, machines)
+        team = replace(team, layers=self.model.layout.layers)
+        validate = getattr(self.algorithm, "validate", None)
+        if validate is not None:
+            validate(team)
+        return team
 
     def _initial_params(self) -> Tensor:
         if self.spec.params is None:
@@ -104,17 +122,34 @@ class Context:
     # -- nodes ---------------------------------------------------------------------
 
     def _oracle(self, node: int, step: int) -> GuardedOracle:
+        size = getattr(self.algorithm, "batch_size", 0)
+        n_nodes, data = self.n_nodes, self.data
+        pooled = None
+        if getattr(self.algorithm, "data", "shard") == "pooled":
+
+            def pooled(k: int, part: tuple[int, int]) -> tuple[Tensor, Tensor]:
+                return data.pooled(n_nodes, k, size * n_nodes, part)
+
         return GuardedOracle(
             allowed=self.algorithm.information,
             model=self.model,
             loss_function=self.loss_function,
-            minibatch=lambda k: self.data.minibatch(
-                node, self.n_nodes, k, self.algorithm.batch_size
-            ),
+            minibatch=lambda k: data.minibatch(node, n_nodes, k, size),
             step=step,
+            pooled=pooled,
+            common=lambda: data.batches("loss", range(self.config.n_shards)),
         )
 
-    def init_node(self, node: int) -> tuple[Any, Message]:
+    def start(self) -> tuple[dict[int, tuple[Any, Message]], Counters]:
+        """States and first messages of all nodes (step 0), and what they cost."""
+        counters, found = Counters(), {}
+        for node in range(self.n_nodes):
+            found[node] = self.init_node(node, counters)
+        return found, counters
+
+    def init_node(
+        self, node: int, counters: Counters | None = None
+    ) -> tuple[Any, Message]:
         """State and first message of one node (step 0)."""
         params = self.initial
         block = None
@@ -122,13 +157,23 @@ class Context:
             block = self.blocks[node]
             params = split(self.initial, self.blocks)[node]
         replica = None if self.algorithm.blockwise else self.buffers
-        who = Node(node, self.n_nodes, block, self.config.seed, replica)
+        who = Node(node, self.n_nodes, block, self.config.seed, replica, self.team)
         rng = step_rng(self.config.seed, node, -1)
-        state, message = self.algorithm.init(who, params, self._oracle(node, 0), rng)
+        oracle = self._oracle(node, 0)
+        state, message = self.algorithm.init(who, params, oracle, rng)
+        if counters is not None:
+            counters.add(oracle.counters)
         return state, message
 
     def update(
-        self, node: int, step: int, state: Any, record: LossRecord | None
+        self,
+        node: int,
+        step: int,
+        state: Any,
+        record: LossRecord | None,
+        inbox: Mapping[int, Payload] | None = None,
+        scalars: Scalars = (),
+        seconds: float = 0.0,
     ) -> tuple[Any, Message, Counters]:
         """Take one node's step ``step`` (its number of updates so far)."""
         oracle = self._oracle(node, step)
@@ -137,10 +182,24 @@ class Context:
             n_steps=self.spec.n_steps,
             allowed=self.algorithm.information,
             _record=record,
+            _inbox=inbox or {},
+            _scalars=scalars,
+            seconds=seconds,
         )
         rng = step_rng(self.config.seed, node, step)
         state, message = self.algorithm.step(state, observation, oracle, rng)
         return state, message, oracle.counters
+
+    @property
+    def talks(self) -> bool:
+        """Whether replicas listen to each other or to a server."""
+        needs = self.algorithm.information & Information.NEIGHBOURS
+        return self.team is not None and bool(needs)
+
+    @property
+    def served(self) -> bool:
+        """Whether the model is held in one place."""
+        return bool(getattr(self.algorithm, "served", False))
 
     # -- scoring -------------------------------------------------------------------
 
@@ -150,8 +209,8 @@ class Context:
             return join(parts, self.blocks, self.model.n_params)
         if self.algorithm.combine is not Combine.MEAN:
             raise ValueError(
-                f"`combine` must be JOIN or MEAN; got {self.algorithm.combine} of "
-                f"{self.algorithm.kind}. Use an algorithm that combines so."
+                f"`combine` must be JOIN, MEAN or BEST; got {self.algorithm.combine} "
+                f"of {self.algorithm.kind}. Use an algorithm that combines so."
             )
         total = torch.zeros_like(parts[0])
         for part in parts:
@@ -161,6 +220,9 @@ class Context:
     def solution(self, messages: Mapping[int, Message]) -> tuple[Tensor, Tensor | None]:
         """Parameters (P,) and buffers (B,) of the network the nodes stand for."""
         ordered = [messages[node] for node in range(self.n_nodes)]
+        if self.algorithm.combine is Combine.BEST:
+            best = min(ordered, key=_loss_of)
+            return best.solution, best.buffers
         buffers = [m.buffers for m in ordered if m.buffers is not None]
         mean = torch.stack(buffers).mean(0) if buffers else self.buffers
         return self.join([m.solution for m in ordered]), mean
@@ -268,6 +330,11 @@ class Context:
                     correct = (logits.argmax(1) == targets).sum()
                     sums[row] += [float(losses), int(correct), len(targets)]
         return sums
+
+
+def _loss_of(message: Message) -> float:
+    loss = message.scalars[0]
+    return loss if math.isfinite(loss) else math.inf
 
 
 def use_threads(config: RunConfig) -> None:

@@ -13,6 +13,7 @@ from distributed import Future, wait
 from torch import Tensor
 
 from blocks.algorithm import Message
+from blocks.oracle import Counters
 from pipeline.batches import Split
 from pipeline.cluster import Cluster
 from pipeline.context import Context, RunSpec, context_of
@@ -42,6 +43,7 @@ class Engine(Protocol):
 
     n_workers: int
     n_reruns: int
+    init_cost: Counters  # of the nodes' first states
 
     def run(self, first: int, n_rounds: int) -> Outcome:
         """Run rounds ``first`` … ``first + n_rounds − 1``."""
@@ -70,9 +72,8 @@ class InProcess:
     def __init__(self, spec: RunSpec) -> None:
         self.context: Context = context_of(spec)
         self._board = LocalBoard()
-        self._states: dict[int, NodeState] = {
-            node: self.context.init_node(node) for node in range(self.context.n_nodes)
-        }
+        self._states: dict[int, NodeState]
+        self._states, self.init_cost = self.context.start()
 
     def run(self, first: int, n_rounds: int) -> Outcome:
         """Run rounds ``first`` … ``first + n_rounds − 1``."""
@@ -114,10 +115,8 @@ class OnDask:
         self.client = cluster.client
         self.n_reruns = 0
         self.context = context_of(spec)  # for the layout and the nodes' first states
-        self._packed: Packed = {
-            node: pack(self.context.init_node(node))
-            for node in range(self.context.n_nodes)
-        }
+        states, self.init_cost = self.context.start()
+        self._packed: Packed = {node: pack(one) for node, one in states.items()}
         prepare(cluster, spec)
         self.n_workers = len(cluster.wait_for_workers())
         self.board_name = f"ndcao-{spec.run_id}-{uuid.uuid4().hex[:8]}"

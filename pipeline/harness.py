@@ -25,7 +25,7 @@ PIECE_S = 4.0  # how long a synchronous piece should take
 MAX_ROUNDS_AHEAD = 500
 FIRST_ROUNDS = 4
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +33,28 @@ class RoundCosts:
     """What one round uses of each countable budget; 0 = nothing."""
 
     loss_values: int
-    samples: int
-    gradient_evals: int
+    samples: float
+    gradient_evals: float
 
 
-def round_costs(config: RunConfig, n_loss: int, n_train: int) -> RoundCosts:
-    """Costs of one round of all nodes."""
+def round_costs(
+    config: RunConfig, n_loss: int, n_train: int, n_layers: int = 1
+) -> RoundCosts:
+    """Mean costs of one round of all nodes, for a network of ``n_layers`` layers."""
     algorithm = config.algorithm
     if algorithm.scored:
         return RoundCosts(algorithm.n_probes, algorithm.n_probes * n_loss, 0)
-    return RoundCosts(0, min(algorithm.batch_size, n_train), 1)
+    n_nodes = config.nodes or 1
+    whole = getattr(algorithm, "data", "shard") == "whole"
+    own = n_train if whole else n_train // n_nodes
+    gradients = n_nodes / (n_layers if getattr(algorithm, "by_layer", False) else 1)
+    return RoundCosts(0, gradients * min(algorithm.batch_size or own, own), gradients)
+
+
+def costs_in(context: Context) -> RoundCosts:
+    """``round_costs`` of a run."""
+    data, n_layers = context.data, len(context.model.layout.layers)
+    return round_costs(context.config, data.n_loss, data.n_train, n_layers)
 
 
 def planned_rounds(budget: Budget, costs: RoundCosts) -> int:
@@ -54,7 +66,7 @@ def planned_rounds(budget: Budget, costs: RoundCosts) -> int:
         (budget.gradient_evals, costs.gradient_evals),
     ):
         if limit is not None and cost:
-            limits.append(max(limit // cost, 1))
+            limits.append(max(int(limit // cost), 1))
     return min(limits, default=0)
 
 
@@ -67,7 +79,7 @@ def binding(budget: Budget, costs: RoundCosts, rounds: int) -> str:
         ("gradient_evals", costs.gradient_evals),
     ):
         limit = getattr(budget, name)
-        if limit is not None and cost and max(limit // cost, 1) == rounds:
+        if limit is not None and cost and max(int(limit // cost), 1) == rounds:
             return name
     return "steps"
 
@@ -100,7 +112,8 @@ class Training:
     def tell(self, phase: str, done: int) -> None:
         """Show progress."""
         last = self.journal.evals[-1] if self.journal.evals else {}
-        now, version = time.monotonic(), self.journal.version
+        scored = self.config.algorithm.scored
+        now, version = time.monotonic(), self.journal.version if scored else done
         then, before = self._rate
         speed = (version - before) / (now - then) if now > then else 0.0
         self._rate = (now, version)
@@ -110,9 +123,9 @@ class Training:
                 phase=phase,
                 round=done,
                 n_rounds=self.limit,
-                version=version,
+                version=self.journal.version,
                 loss=self.journal.loss
-                if version >= 0
+                if self.journal.version >= 0
                 else last.get("train_loss", math.nan),
                 test_accuracy=last.get("test_accuracy"),
                 val_accuracy=last.get("val_accuracy"),
@@ -168,6 +181,7 @@ class BarrierTraining(Training):
         """Train from round ``start``; returns the final parameters and buffers."""
         self.n_workers = engine.n_workers
         if not self.journal.evals:
+            self.journal.counters.add(engine.init_cost)
             self._evaluate(engine, start)
         self._done = self._saved_done = start
         try:
@@ -234,9 +248,7 @@ class BarrierTraining(Training):
 
     def _decide(self, done: int, broke: bool) -> None:
         journal = self.journal
-        costs = round_costs(
-            self.config, self.context.data.n_loss, self.context.data.n_train
-        )
+        costs = costs_in(self.context)
         if broke:
             journal.stop_reason = "diverged: non-finite loss"
         elif self.limit and done >= self.limit:

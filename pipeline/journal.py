@@ -23,6 +23,7 @@ class Journal:
     """Events and totals of one run; everything its dataset and its replay need."""
 
     updates: list[Update] = field(default_factory=list)
+    inboxes: list[tuple[int, ...]] = field(default_factory=list)  # steps used, by node
     scores: list[tuple[LossRecord, float, float]] = field(default_factory=list)
     evals: list[dict[str, float]] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
@@ -48,7 +49,10 @@ class Journal:
 
     def add(self, outcome: Outcome) -> None:
         """Append what a piece has done; workers are given as names."""
-        in_time = sorted(outcome.updates, key=lambda u: (u[4], u[0]))
+        in_time = outcome.updates
+        if not outcome.in_order:
+            in_time = sorted(in_time, key=lambda u: (u[4], u[0]))
+        self.inboxes += outcome.inboxes
         for node, step, seen, start, end, worker in in_time:
             index = self.worker(worker)
             self.updates.append((node, step, seen, start, end, index))
@@ -100,6 +104,7 @@ class Journal:
         records = [r for r, _, _ in self.scores]
         return {
             "updates": np.array(self.updates, dtype=np.float64).reshape(-1, 6),
+            "inboxes": np.array(self.inboxes, dtype=np.int64),
             "versions": np.array([r.version for r in records], dtype=np.int64),
             "losses": np.array([r.losses for r in records], dtype=np.float64),
             "steps": np.array([r.steps for r in records], dtype=np.int64),
@@ -152,6 +157,7 @@ class Journal:
                 (int(n), int(k), int(v), float(a), float(b), int(w))
                 for n, k, v, a, b, w in plain["updates"]
             ],
+            inboxes=[tuple(int(s) for s in row) for row in plain["inboxes"]],
             scores=scores,
             evals=[
                 dict(zip(plain["eval_names"], row, strict=True))

@@ -79,6 +79,8 @@ def to_dataset(
         "input_std": context.data.standard.std,
         "best_params": params if journal.best_params is None else journal.best_params,
     }
+    if journal.inboxes and any(max(row) >= 0 for row in journal.inboxes):
+        data["inbox_step"] = np.array(journal.inboxes)
     if buffers is not None:
         best = journal.best_buffers
         data |= {"buffers": buffers, "best_buffers": buffers if best is None else best}
@@ -94,7 +96,14 @@ def _origin(journal: Journal) -> float:
 
 
 def scored_versions(journal: Journal) -> np.ndarray:
-    """(U,) first version that scored each update's point, −1 for none."""
+    """(U,) first version that scored each update's point, −1 for none.
+
+    Where nothing is scored: how many updates were folded with it, −1 for an update that
+    saw nothing of the others.
+    """
+    if not journal.scores:
+        seen = np.array([u[2] for u in journal.updates], dtype=np.int64)
+        return np.where(seen >= 0, np.arange(1, len(seen) + 1), -1)
     first: dict[tuple[int, int], int] = {}
     for record, _, _ in journal.scores:
         for node, step in enumerate(record.steps):
@@ -108,6 +117,8 @@ def mean_staleness(journal: Journal, last: int | None = None) -> float:
     updates = journal.updates[-last:] if last else journal.updates
     recent = Journal(updates=updates, scores=journal.scores[-(last or 0) * 2 :])
     scored = scored_versions(recent)
+    if not journal.scores:
+        scored = np.where(scored >= 0, scored + len(journal.updates) - len(updates), -1)
     seen = np.array([u[2] for u in updates], dtype=np.int64)
     known = (scored >= 0) & (seen >= 0)
     return float((scored - seen - 1)[known].mean()) if known.any() else math.nan

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from blocks.algorithm import LossRecord, Message
 from pipeline.config import RunConfig
@@ -16,6 +17,7 @@ from pipeline.data_store import open_store
 from pipeline.initial import initial_values
 from pipeline.pack import host
 from pipeline.record import hardware, package_versions, params_sha256
+from pipeline.replay_replicas import recompute_jobs, recompute_rounds
 from pipeline.run_store import open_run
 from pipeline.runs import find_run, results_folder, store_path, summary
 from pipeline.store import ensure_store
@@ -45,8 +47,7 @@ def replay(run: str | Path, *, results: str | Path | None = None) -> dict[str, A
     ds = open_run(store_path(folder, run_id))
     ds.attrs["store"] = str(store_path(folder, run_id))
     context = _context(ds, results_folder(results))
-    messages, losses_match = recompute(context, ds)
-    params, _ = context.solution(messages)
+    params, losses_match = recompute(context, ds)
     digest = params_sha256(host(params))
     line = summary(ds)
     recorded = line["params_sha256"]
@@ -88,8 +89,23 @@ def _context(ds: xr.Dataset, results: Path) -> Context:
     return Context(spec, data)
 
 
-def recompute(context: Context, ds: xr.Dataset) -> tuple[dict[int, Message], bool]:
-    """Walk the record and take its updates and scores again.
+def recompute(context: Context, ds: xr.Dataset) -> tuple[Tensor, bool]:
+    """Take a record's updates and scores again.
+
+    Returns the final parameters (P,) and whether all losses were the recorded ones.
+    """
+    if context.talks:
+        jobs = not context.config.barrier
+        again = recompute_jobs if jobs else recompute_rounds
+        return again(context, ds), True
+    messages, losses_match = recompute_scored(context, ds)
+    return context.solution(messages)[0], losses_match
+
+
+def recompute_scored(
+    context: Context, ds: xr.Dataset
+) -> tuple[dict[int, Message], bool]:
+    """Walk the record of blocks, or of a replica that is alone.
 
     Every score comes after the updates it joined, every update after its version.
     Returns the final messages and whether all losses were the recorded ones.

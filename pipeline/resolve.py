@@ -37,20 +37,17 @@ def resolve(config: RunConfig, data: DataStore) -> RunConfig:
             f"`loss_samples` must be at least `n_shards` = {config.n_shards}; got "
             f"{n_loss}. Use more training samples or fewer shards."
         )
-    module = build_model(
-        config.model.name,
-        data.image_shape,
-        data.n_classes,
-        seed=config.seed,
-        **config.model.arguments(),
-    )
+    module = network(config, data)
     form = config.evaluation_form
     if form == "auto":
         form = best_form(module, config.device, algorithm.n_probes)
     redraw = config.redraw_every
     blocks = config.blocks or defaults.get("blocks", "all")
+    nodes, machines = replicas(config, data.n_train)
     return config.model_copy(
         update={
+            "nodes": nodes,
+            "machines": machines,
             "algorithm": with_images(algorithm, module, data.image_shape),
             "blocks": blocks if algorithm.blockwise else "all",
             "loss_samples": n_loss,
@@ -60,6 +57,42 @@ def resolve(config: RunConfig, data: DataStore) -> RunConfig:
             "evaluation_form": form,
         }
     )
+
+
+def network(config: RunConfig, data: DataStore) -> nn.Module:
+    """The run's network as it starts."""
+    return build_model(
+        config.model.name,
+        data.image_shape,
+        data.n_classes,
+        seed=config.seed,
+        **config.model.arguments(),
+    )
+
+
+def count_layers(config: RunConfig, data: DataStore) -> int:
+    """Layers of the run's network."""
+    return len(Layout.from_module(network(config, data)).layers)
+
+
+def replicas(config: RunConfig, n_train: int) -> tuple[int | None, int | None]:
+    """Return how many replicas there are, and machines; (None, None) for blocks.
+
+    Raises
+    ------
+    ValueError — if there are more replicas than samples, or machines than replicas.
+    """
+    algorithm = config.algorithm
+    if algorithm.blockwise:
+        return None, None
+    nodes = config.nodes or algorithm.defaults.get("nodes", 1)
+    machines = config.machines or min(algorithm.defaults.get("machines", 1), nodes)
+    for name, value, most in (("nodes", nodes, n_train), ("machines", machines, nodes)):
+        if value > most:
+            raise ValueError(
+                f"`{name}` must be at most {most} here; got {value}. Lower it."
+            )
+    return nodes, machines
 
 
 def with_images(algorithm: Any, module: nn.Module, shape: tuple[int, int, int]) -> Any:

@@ -27,6 +27,7 @@ from pipeline.loss_board import (
 )
 from pipeline.mailbox import Link, PieceAborted, end_piece
 from pipeline.pack import pack, tensor, unpack
+from pipeline.talk import Heard, Talk
 
 NodeState = tuple[Any, Message]
 Packed = dict[int, tuple[Any, list[np.ndarray]]]  # by node
@@ -62,6 +63,8 @@ class Outcome:
     updates: list[Update] = field(default_factory=list)
     scores: list[tuple[LossRecord, float, float]] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
+    inboxes: list[tuple[int, ...]] = field(default_factory=list)  # by update
+    in_order: bool = False  # updates are listed in the order in which they count
     n_done: int = 0  # complete rounds
     aborted: str = ""
     busy_s: float = 0.0
@@ -96,6 +99,12 @@ class Worker:
         self.outcome = Outcome()
         self.scorers = [r for r, s in enumerate(piece.shares) if s.shards]
         self.name = piece.addresses[rank] if piece.addresses else "in-process"
+        owners = {n: r for r, s in enumerate(piece.shares) for n in s.nodes}
+        self.talk = None
+        if context.talks:
+            counters, latency_s = self.outcome.counters, context.config.latency_s
+            self.talk = Talk(context, owners, rank, link, counters, latency_s)
+        self.seconds: dict[int, float] = {}  # that each node's newest step took
 
     def run(self, states: dict[int, NodeState]) -> dict[int, NodeState]:
         """Run the piece's rounds; returns the nodes' new states and messages."""
@@ -103,12 +112,17 @@ class Worker:
             record = self._score(k, states) if self.context.algorithm.scored else None
             if record is not None and not all(map(math.isfinite, record.losses)):
                 break
-            states = self._update(k, states, record)
+            heard = self.talk.round(k, states) if self.talk else {}
+            states = self._update(k, states, record, heard)
             self.outcome.n_done += 1
         return states
 
     def _update(
-        self, k: int, states: dict[int, NodeState], record: LossRecord | None
+        self,
+        k: int,
+        states: dict[int, NodeState],
+        record: LossRecord | None,
+        heard: Heard,
     ) -> dict[int, NodeState]:
         new = {}
         for node, (state, _) in states.items():
@@ -116,14 +130,20 @@ class Worker:
             delay = self.context.config.delays.get(node, 0.0)
             if delay:
                 time.sleep(delay)  # a straggler on request, not a way to wait
-            state, message, used = self.context.update(node, k, state, record)
+            inbox, scalars = heard.get(node, (None, ()))
+            before = self.seconds.get(node, 0.0)
+            state, message, used = self.context.update(
+                node, k, state, record, inbox, scalars, before
+            )
             new[node] = (state, message)
             end = time.time()
+            self.seconds[node] = end - start
             seen = k if record else -1
             self.outcome.updates.append((node, k, seen, start, end, self.name))
             self.outcome.busy_s += end - start
             self.outcome.counters.add(used)
-            self.outcome.counters.bytes_moved += message.n_bytes
+            if self.context.algorithm.blockwise:
+                self.outcome.counters.bytes_moved += message.n_bytes
         return new
 
     def _score(self, k: int, states: dict[int, NodeState]) -> LossRecord:

@@ -136,6 +136,16 @@ _PARTS = [
 ]
 _OPTIONAL = [
     *_over(
+        "update node",
+        (
+            "inbox_step",
+            _COUNT64,
+            "1",
+            "inbox step",
+            "of each node's message that an asynchronous update used; -1 none",
+        ),
+    ),
+    *_over(
         "channel input_y input_x",
         (
             "input_mean",

@@ -19,7 +19,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pipeline import pack
-from pipeline.asynchronous import FreeTraining, SplitsEvaluation, saved_groups
+from pipeline.asynchronous import (
+    FreeTraining,
+    ReplicaTraining,
+    SplitsEvaluation,
+    saved_groups,
+)
 from pipeline.batches import ResidentData
 from pipeline.cluster import open_cluster
 from pipeline.config import RunConfig, validate_config
@@ -36,13 +41,15 @@ from pipeline.harness import (
     round_costs,
 )
 from pipeline.initial import initial_values
+from pipeline.jobs_dask import DaskJobs
+from pipeline.jobs_virtual import VirtualJobs
 from pipeline.journal import Journal
 from pipeline.pack import host
 from pipeline.placement import place_nodes
 from pipeline.progress import Progress, Watcher
 from pipeline.record import params_sha256, to_dataset
 from pipeline.remote import RemoteEvaluation, prepare
-from pipeline.resolve import resolve
+from pipeline.resolve import count_layers, resolve
 from pipeline.run_store import open_run, write_run
 from pipeline.runs import checkpoint_path, find_run, results_folder, store_path
 from pipeline.store import ensure_store
@@ -192,7 +199,8 @@ def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
     data = open_store(path)
     config = resolve(config, data)
     n_loss = ResidentData.count(data, config)
-    n_steps = planned_rounds(config.budget, round_costs(config, n_loss, data.n_train))
+    costs = round_costs(config, n_loss, data.n_train, count_layers(config, data))
+    n_steps = planned_rounds(config.budget, costs)
     params, buffers = initial_values(config, data, results)
     spec = RunSpec(
         config.run_id(
@@ -237,7 +245,10 @@ def _train(
 ) -> xr.Dataset:
     context = context_of(job.spec)
     check_blocks(job.spec.config, context)
-    kind = BarrierTraining if job.spec.config.barrier else FreeTraining
+    kind: type[Training] = BarrierTraining
+    if not job.spec.config.barrier:
+        scored = job.spec.config.algorithm.scored
+        kind = FreeTraining if scored else ReplicaTraining
     training = kind(job.spec, context, job.checkpoint, progress, stop)
     if saved is not None:
         training.journal = Journal.from_plain(saved["journal"], job.spec.run_id)
@@ -286,6 +297,8 @@ def _run(
     if isinstance(training, BarrierTraining):
         return _run_barrier(training, spec, cluster, saved)
     assert isinstance(training, FreeTraining)
+    if isinstance(training, ReplicaTraining):
+        return _run_replicas(training, spec, cluster, saved)
     state = saved["states"] if saved else None
     groups = saved_groups(state) if state else None
     records = training.journal.scores
@@ -303,6 +316,24 @@ def _run(
         return training.run(lambda p, b: RemoteEvaluation(cluster, spec, p, b, SPLITS))
     finally:
         executor.close()
+
+
+def _run_replicas(
+    training: ReplicaTraining, spec: RunSpec, cluster: Any, saved: dict[str, Any] | None
+) -> tuple[Tensor, Tensor | None]:
+    state = saved["states"] if saved else None
+    if cluster is None:
+        virtual = VirtualJobs(training.context)
+        virtual.start_at(training.journal.wall_time_s)
+        training.begin(virtual, state)
+        return training.run(lambda p, b: SplitsEvaluation(training.context, p, b))
+    prepare(cluster, spec)
+    jobs = DaskJobs(spec, cluster, training.context.n_nodes)
+    try:
+        training.begin(jobs, state)
+        return training.run(lambda p, b: RemoteEvaluation(cluster, spec, p, b, SPLITS))
+    finally:
+        jobs.close()
 
 
 def _run_barrier(

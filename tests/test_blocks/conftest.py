@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
+from blocks.algorithm import Gradient
 from blocks.rehearsal import Session, make_problem
 
 
@@ -40,6 +42,69 @@ def bits(value: Any) -> list[tuple[str, Any]]:
         else:
             found.append((path, repr(leaf)))
     return found
+
+
+@dataclass(frozen=True)
+class Double:
+    """A small network in float64, for limits that hold to 1e-10.
+
+    Every one of ``n_nodes`` nodes has minibatches of 4 samples of its own; all of them
+    together are the minibatch that nodes share, and everybody's if ``together``.
+    """
+
+    n_nodes: int
+    together: bool = False
+
+    @property
+    def model(self) -> Double:
+        return self
+
+    def initial_params(self) -> Tensor:
+        return torch.linspace(-0.9, 1.1, 15, dtype=torch.float64).cos()
+
+    def rows(self, step: int, node: int) -> list[int]:
+        own = [(4 * step + 13 * node + i) % 60 for i in range(4)]
+        return own if not self.together else self.shared(step)
+
+    def shared(self, step: int) -> list[int]:
+        alone = Double(self.n_nodes)
+        return [r for node in range(self.n_nodes) for r in alone.rows(step, node)]
+
+    def losses(self, params: Tensor, rows: list[int]) -> Tensor:
+        rng = np.random.default_rng(2)
+        inputs = torch.tensor(rng.standard_normal((60, 4)))[rows]
+        targets = torch.tensor(rng.standard_normal(60))[rows]
+        hidden = torch.tanh(inputs @ params[:12].reshape(4, 3))
+        return (hidden @ params[12:] - targets).square()
+
+    def mean_loss(self, params: Tensor) -> float:
+        return float(self.losses(params, list(range(60))).mean())
+
+    def oracle(self, allowed: Any, step: int = 0, node: int = 0) -> DoubleOracle:
+        return DoubleOracle(self, step, node)
+
+
+@dataclass(frozen=True)
+class DoubleOracle:
+    problem: Double
+    step: int
+    node: int
+
+    def gradient(self, params, buffers, minibatch=None, part=None) -> Gradient:
+        k = self.step if minibatch is None else minibatch
+        rows = self.problem.rows(k, self.node)
+        if part is not None:
+            rows = self.problem.shared(k)[part[0] : part[1]]
+        at = params.clone().requires_grad_()
+        with torch.enable_grad():
+            loss = self.problem.losses(at, rows).mean()
+        return Gradient(loss.item(), torch.autograd.grad(loss, at)[0], buffers)
+
+
+@pytest.fixture(scope="session")
+def double():
+    """Return the class of small float64 problems."""
+    return Double
 
 
 @pytest.fixture(scope="session")

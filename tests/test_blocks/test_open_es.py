@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from blocks.algorithm import Information, LossRecord, Node, Observation
-from blocks.open_es import OpenES, antithetic_gradient, centred_ranks
+from blocks.antithetic import antithetic_gradient
+from blocks.open_es import OpenES, centred_ranks
 from blocks.probes import directions
 
 STD = 0.05

@@ -53,6 +53,7 @@ def test_question__is_answered_only_where_declared(problem, allowed):
     questions = {
         Information.LOSS_ORACLE: lambda: oracle.loss(params),
         Information.GRADIENT_ORACLE: lambda: oracle.gradient(params, None),
+        Information.JACOBIAN_ORACLE: lambda: oracle.linearised(params, None),
     }
     for flag, ask in questions.items():
         if allowed & flag:
@@ -62,6 +63,22 @@ def test_question__is_answered_only_where_declared(problem, allowed):
             with pytest.raises(InformationError, match=f"{flag.name}.*declares"):
                 ask()
             assert oracle.counters == before
+
+
+@pytest.mark.parametrize(
+    "flag", [Information.OUTPUT_ERROR, Information.OWN_ACTIVATIONS]
+)
+def test_direct_feedback__needs_both_of_its_declarations(problem, flag):
+    small = problem("mlp")
+    params = small.model.initial_params()
+    oracle = small.oracle(EVERYTHING | flag)
+    with pytest.raises(InformationError, match="Add the flag"):
+        oracle.direct_feedback(params, None, torch.ones)
+    assert oracle.counters == Counters()
+    both = Information.OUTPUT_ERROR | Information.OWN_ACTIVATIONS
+    oracle = small.oracle(both)
+    assert oracle.direct_feedback(params, None, torch.ones).gradient.shape == (43,)
+    assert oracle.counters == Counters(n_gradient_evals=1, n_samples=4)
 
 
 def test_counters__count_every_answer(problem):
@@ -82,7 +99,15 @@ def test_counters__add_up():
 def test_oracle__shows_neither_model_nor_data(problem):
     oracle = problem("quadratic").oracle(EVERYTHING)
     public = {name for name in dir(oracle) if not name.startswith("_")}
-    assert public == {"common_loss", "counters", "device", "gradient", "loss"}
+    assert public == {
+        "common_loss",
+        "counters",
+        "device",
+        "direct_feedback",
+        "gradient",
+        "linearised",
+        "loss",
+    }
     assert isinstance(oracle, Oracle)
     with pytest.raises(AttributeError):
         oracle.anything = 1

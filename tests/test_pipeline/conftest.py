@@ -337,7 +337,7 @@ def drive():
 def replays():
     """Return the function that says whether a coordinator's record gives its points."""
     from pipeline.journal import Journal
-    from pipeline.replay import recompute
+    from pipeline.replay import recompute_scored
 
     def check(context: Any, coordinator: Any) -> bool:
         journal = Journal()
@@ -353,7 +353,7 @@ def replays():
             "score_subset": variable("score_subset", [r.subset for r in records]),
             "score_losses": variable("score_losses", [r.losses for r in records]),
         }
-        messages, losses_match = recompute(context, ds)
+        messages, losses_match = recompute_scored(context, ds)
         return losses_match and all(
             np.array_equal(
                 messages[n].solution.numpy(), point if answer is None else answer
