@@ -111,6 +111,10 @@ class PSOPS(ReplicaSGD):
             check(name, value, "finite and ≥ 0", 0 <= value < math.inf)
         check("exchange_every", self.exchange_every, "≥ 1", self.exchange_every >= 1)
 
+    def extra_samples(self, n_loss: int) -> tuple[int, float]:
+        """Samples of a node beside its gradients: once, and per step on average."""
+        return 2 * n_loss, n_loss / self.exchange_every
+
     def senders(
         self, node: int, team: Team, step: int, scalars: Scalars
     ) -> tuple[int, ...]:

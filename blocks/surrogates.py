@@ -209,28 +209,30 @@ def _sample_space(
     system = times_h(rows @ rows.T)
     system.diagonal().add_(problem.proximity)
     inner = torch.linalg.solve(system, times_h((rows @ wide)[:, None]))[:, 0]
-    return ((wide - rows.T @ inner) / problem.proximity).to(wanted.dtype)
+    found: Tensor = (wide - rows.T @ inner) / problem.proximity
+    return found.to(wanted.dtype)
 
 
 def _proximal(problem: Surrogate, n_steps: int) -> Tensor:
     """Accelerated proximal gradient steps; the curvature is doubled where too small."""
     # point: where the gradient is taken; p, image: the last iterate and its Jac·p
-    nu = problem.proximity
-    p = point = torch.zeros_like(problem.params)
+    nu, w = problem.proximity, problem.params
+    p = point = torch.zeros_like(w)
     image = point_image = torch.zeros_like(problem.here.logits)
     slope = problem.first_slope()
     curvature = nu + _curvature_along(problem, slope)
     for k in range(n_steps):
-        value, outer = problem.smooth(point, point_image)
+        outer = problem.smooth(point, point_image)[1]
         if k:
             slope = problem.back(outer) + problem.linear + nu * point
-        slack = 10 * torch.finfo(p.dtype).eps * abs(value)
         for _ in range(_HALVINGS):
-            moved = problem.params + point - slope / curvature
-            new = soft_threshold(moved, problem.l1 / curvature) - problem.params
+            free = w + point - slope / curvature
+            new = soft_threshold(free, problem.l1 / curvature) - w
             new_image, gap = problem.ahead(new), new - point
-            model = value + _dot(slope, gap) + curvature / 2 * _dot(gap, gap)
-            if problem.smooth(new, new_image)[0] <= model + slack:
+            # What the gradient has changed by, along the way, says more than values.
+            bent = problem.smooth(new, new_image)[1] - outer
+            across = _dot(bent.reshape(-1), (new_image - point_image).reshape(-1))
+            if not across > (curvature - nu) * _dot(gap, gap):
                 break
             curvature *= 2
         root = math.sqrt(nu / curvature)
@@ -238,6 +240,8 @@ def _proximal(problem: Surrogate, n_steps: int) -> Tensor:
         point = new + ahead * (new - p)
         point_image = new_image + ahead * (new_image - image)
         p, image = new, new_image
+        if not _dot(gap, gap) > (torch.finfo(p.dtype).eps ** 2) * _dot(w + p, w + p):
+            break
     return p
 
 

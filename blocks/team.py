@@ -15,6 +15,10 @@ A replica method has one node a replica of the whole network (``blockwise`` fals
 
 A round costs ``batch_size`` samples a node.
 
+- ``extra_samples(n_loss)``: samples that a node passes forward beside its gradients,
+  (once, per step on average), where a common loss is on ``n_loss`` samples; for
+  budgets. Without it: none.
+
 A *served* method (``served`` true, asynchronous only) has a model in one place: every
 node's message is folded into it by ``serve``, in the order of arrival, and a node's
 step finds ``view(server)`` in its inbox under ``SERVER``.

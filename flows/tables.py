@@ -82,11 +82,17 @@ def algorithm_rows() -> list[dict[str, Any]]:
             kind,
             ", ".join(flags) or "nothing",
             ", ".join(sorted(algorithm.modes, reverse=True)),
-            "blocks" if algorithm.blockwise else "replicas",
+            _nodes(algorithm),
             algorithm.paper,
         )
         rows.append(dict(zip(ALGORITHM_COLUMNS, values, strict=True)))
     return rows
+
+
+def _nodes(algorithm: Any) -> str:
+    if algorithm.blockwise:
+        return "blocks"
+    return "replicas" if "nodes" in algorithm.defaults else "one replica"
 
 
 def check_table(checks: list[Check]) -> Table:

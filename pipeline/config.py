@@ -322,6 +322,8 @@ def validate_config(data: dict[str, Any]) -> RunConfig:
                 f"`algorithm` must be one of {', '.join(ALGORITHMS)}; got {kind!r}. "
                 "See `ndcao algorithms`."
             )
+        if "sync" not in ALGORITHMS[kind].modes:
+            data.setdefault("mode", "async")
     try:
         return RunConfig.model_validate(data)
     except ValidationError as err:

@@ -35,6 +35,11 @@ class RoundCosts:
     loss_values: int
     samples: float
     gradient_evals: float
+    samples_once: float = 0.0  # of a whole run, beside its rounds
+
+    def rounds_of_samples(self, limit: int) -> int:
+        """Whole rounds within a budget of samples; at least 1."""
+        return max(int((limit - self.samples_once) // self.samples), 1)
 
 
 def round_costs(
@@ -48,7 +53,11 @@ def round_costs(
     whole = getattr(algorithm, "data", "shard") == "whole"
     own = n_train if whole else n_train // n_nodes
     gradients = n_nodes / (n_layers if getattr(algorithm, "by_layer", False) else 1)
-    return RoundCosts(0, gradients * min(algorithm.batch_size or own, own), gradients)
+    samples = gradients * min(algorithm.batch_size or own, own)
+    once, each = 0.0, 0.0
+    if hasattr(algorithm, "extra_samples"):
+        once, each = algorithm.extra_samples(n_loss)
+    return RoundCosts(0, samples + n_nodes * each, gradients, n_nodes * once)
 
 
 def costs_in(context: Context) -> RoundCosts:
@@ -59,29 +68,29 @@ def costs_in(context: Context) -> RoundCosts:
 
 def planned_rounds(budget: Budget, costs: RoundCosts) -> int:
     """Whole rounds within the countable budgets; 0 = open-ended (bytes, seconds)."""
-    limits = [budget.steps] if budget.steps is not None else []
-    for limit, cost in (
-        (budget.loss_values, costs.loss_values),
-        (budget.samples, costs.samples),
-        (budget.gradient_evals, costs.gradient_evals),
-    ):
-        if limit is not None and cost:
-            limits.append(max(int(limit // cost), 1))
-    return min(limits, default=0)
+    return min(_rounds(budget, costs).values(), default=0)
 
 
 def binding(budget: Budget, costs: RoundCosts, rounds: int) -> str:
     """Name of the countable budget that ``planned_rounds`` stopped at."""
-    for name, cost in (
-        ("steps", 1),
-        ("loss_values", costs.loss_values),
-        ("samples", costs.samples),
-        ("gradient_evals", costs.gradient_evals),
-    ):
-        limit = getattr(budget, name)
-        if limit is not None and cost and max(int(limit // cost), 1) == rounds:
-            return name
-    return "steps"
+    found = (name for name, most in _rounds(budget, costs).items() if most == rounds)
+    return next(found, "steps")
+
+
+def _rounds(budget: Budget, costs: RoundCosts) -> dict[str, int]:
+    """Rounds within each countable budget that is set and used."""
+    found = {}
+    if budget.steps is not None:
+        found["steps"] = budget.steps
+    if budget.loss_values is not None and costs.loss_values:
+        found["loss_values"] = max(budget.loss_values // costs.loss_values, 1)
+    if budget.samples is not None and costs.samples:
+        found["samples"] = costs.rounds_of_samples(budget.samples)
+    if budget.gradient_evals is not None and costs.gradient_evals:
+        found["gradient_evals"] = max(
+            int(budget.gradient_evals // costs.gradient_evals), 1
+        )
+    return found
 
 
 class Training:

@@ -36,13 +36,29 @@ def pack(value: Any) -> tuple[Any, Arrays]:
     ------
     TypeError — for any other type, naming it.
     """
-    arrays: Arrays = []
-    return _pack(value, arrays), arrays
+    held = _Held()
+    return _pack(value, held), held.arrays
 
 
 def unpack(tree: Any, arrays: Arrays, device: torch.device | str = "cpu") -> Any:
     """Rebuild what ``pack`` split; tensors land on ``device`` in their own memory."""
-    return _unpack(tree, arrays, torch.device(device))
+    return _unpack(tree, arrays, torch.device(device), {})
+
+
+class _Held:
+    """Arrays of one packing; a tensor that several places hold is there once."""
+
+    def __init__(self) -> None:
+        self.arrays: Arrays = []
+        self._places: dict[int, int] = {}
+
+    def tensor(self, value: torch.Tensor) -> int:
+        """Index of a tensor's array."""
+        place = self._places.get(id(value))  # ``value`` lives on: ids are not reused
+        if place is None:
+            self.arrays.append(value.detach().cpu().numpy().copy())
+            place = self._places[id(value)] = len(self.arrays) - 1
+        return place
 
 
 def tensor(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -68,7 +84,7 @@ def host(values: torch.Tensor) -> np.ndarray:
     return array
 
 
-def _pack(value: Any, arrays: Arrays) -> Any:
+def _pack(value: Any, held: _Held) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, (int, np.integer)):
@@ -77,21 +93,18 @@ def _pack(value: Any, arrays: Arrays) -> Any:
         number = float(value)
         return number if math.isfinite(number) else {"float": repr(number)}
     if isinstance(value, torch.Tensor):
-        arrays.append(value.detach().cpu().numpy().copy())
-        return {"tensor": len(arrays) - 1}
+        return {"tensor": held.tensor(value)}
     if isinstance(value, np.ndarray):
-        arrays.append(value.copy())
-        return {"array": len(arrays) - 1}
+        held.arrays.append(value.copy())
+        return {"array": len(held.arrays) - 1}
     if isinstance(value, (tuple, list)):
-        return {"tuple": [_pack(item, arrays) for item in value]}
+        return {"tuple": [_pack(item, held) for item in value]}
     if isinstance(value, dict):
-        return {
-            "dict": [[_pack(k, arrays), _pack(v, arrays)] for k, v in value.items()]
-        }
+        return {"dict": [[_pack(k, held), _pack(v, held)] for k, v in value.items()]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = type(value)
         fields = {
-            f.name: _pack(getattr(value, f.name), arrays)
+            f.name: _pack(getattr(value, f.name), held)
             for f in dataclasses.fields(value)
             if f.init
         }
@@ -102,25 +115,32 @@ def _pack(value: Any, arrays: Arrays) -> Any:
     )
 
 
-def _unpack(tree: Any, arrays: Arrays, device: torch.device) -> Any:
+def _unpack(
+    tree: Any, arrays: Arrays, device: torch.device, known: dict[int, torch.Tensor]
+) -> Any:
     if not isinstance(tree, dict):
         return tree
     if "float" in tree:
         return float(tree["float"])
     if "tensor" in tree:
-        return tensor(arrays[tree["tensor"]], device)
+        place = tree["tensor"]
+        if place not in known:
+            known[place] = tensor(arrays[place], device)
+        return known[place]
     if "array" in tree:
         return np.array(arrays[tree["array"]])
     if "tuple" in tree:
-        return tuple(_unpack(item, arrays, device) for item in tree["tuple"])
+        return tuple(_unpack(item, arrays, device, known) for item in tree["tuple"])
     if "dict" in tree:
         pairs = [
-            (_unpack(k, arrays, device), _unpack(v, arrays, device))
+            (_unpack(k, arrays, device, known), _unpack(v, arrays, device, known))
             for k, v in tree["dict"]
         ]
         return dict(pairs)
     kind = _dataclass(tree["type"])
-    return kind(**{k: _unpack(v, arrays, device) for k, v in tree["fields"].items()})
+    return kind(
+        **{k: _unpack(v, arrays, device, known) for k, v in tree["fields"].items()}
+    )
 
 
 def _dataclass(name: str) -> type[Any]:

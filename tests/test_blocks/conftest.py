@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,36 +11,8 @@ import torch
 from torch import Tensor
 
 from blocks.algorithm import Gradient
+from blocks.checking import bits, leaves
 from blocks.rehearsal import Session, make_problem
-
-
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (path, leaf) of nested dataclasses, tuples and mappings."""
-    if is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
-    elif isinstance(value, tuple | list):
-        for i, item in enumerate(value):
-            yield from leaves(item, f"{path}[{i}]")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from leaves(item, f"{path}[{key!r}]")
-    else:
-        yield path, value
-
-
-def bits(value: Any) -> list[tuple[str, Any]]:
-    """Every leaf with its exact bits: equal lists mean equal values, NaN included."""
-    found: list[tuple[str, Any]] = []
-    for path, leaf in leaves(value):
-        if isinstance(leaf, Tensor):
-            content = leaf.detach().contiguous().numpy().tobytes()
-            found.append((path, (str(leaf.dtype), tuple(leaf.shape), content)))
-        elif isinstance(leaf, np.ndarray):
-            found.append((path, (str(leaf.dtype), leaf.shape, leaf.tobytes())))
-        else:
-            found.append((path, repr(leaf)))
-    return found
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,13 @@ import torch
 from torch.nn import functional
 
 from blocks.algorithm import Gradient, InformationError, Node, Observation
-from blocks.linearised import Linearised
+from blocks.linearised import Linearised, loss_slope
 from blocks.next import NEXT
 from blocks.rehearsal import Session
 from blocks.team import Team, inbox_of, listens
 from blocks.topology import adjacency, metropolis_weights
 
 N, P = 5, 4
-
-
-def bent(inputs, params):
-    """(b, 2) outputs of a slightly non-linear network: u + u²/10 with u = A w."""
-    u = inputs @ params
-    return u + 0.1 * u * u
-
-
-def straight(inputs, params):
-    """(b, C) outputs that are linear in the parameters."""
-    return inputs @ params
 
 
 def squared(logits, targets):
@@ -44,7 +33,7 @@ class Data:
 
     inputs: list[torch.Tensor]  # by node, (n_i, C, P)
     targets: list[torch.Tensor]
-    network: object = bent
+    bend: float = 0.1  # outputs are u + bend·u² with u = A w
     loss: object = squared
     batch: int = 0  # samples of a minibatch; 0: all
     asked: list[int] = field(default_factory=list)
@@ -66,29 +55,35 @@ class Private:
     data: Data
     node: int
 
-    def linearised(self, params, buffers, minibatch):
+    def look(self, params, minibatch):
+        """Logits, Jacobian, and the losses as a function of logits."""
         rows = self.data.rows(self.node, minibatch)
-        inputs, targets = self.data.inputs[self.node], self.data.targets[self.node]
-        inputs, targets = inputs[rows], targets[rows]
+        inputs = self.data.inputs[self.node][rows]
+        targets = self.data.targets[self.node][rows]
         self.data.asked.append(minibatch)
+        u = inputs @ params
+        jacobian = (1 + 2 * self.data.bend * u)[..., None] * inputs
+        logits = u + self.data.bend * u * u
+        return logits, jacobian, targets, lambda x: self.data.loss(x, targets)
 
-        def network(w):
-            return self.data.network(inputs, w)
+    def linearised(self, params, buffers, minibatch):
+        logits, jacobian, targets, losses = self.look(params, minibatch)
 
-        def mean_loss(w):
-            return self.data.loss(network(w), targets).mean()
+        def vjp(u):
+            return torch.einsum("ncp,nc->p", jacobian, u)
 
-        jacobian = torch.autograd.functional.jacobian(network, params)
-        gradient = torch.autograd.functional.jacobian(mean_loss, params)
+        loss, slope = loss_slope(losses, logits)
+        n = len(targets)
+        gradient = vjp(slope / n)
         return Linearised(
-            float(mean_loss(params)),
+            loss / n,
             gradient,
             buffers,
-            network(params),
+            logits,
             targets,
-            lambda logits: self.data.loss(logits, targets),
+            losses,
             lambda p: jacobian @ p,
-            lambda u: torch.einsum("ncp,nc->p", jacobian, u),
+            vjp,
         )
 
     def gradient(self, params, buffers, minibatch):
@@ -131,22 +126,21 @@ def quadratic(rng):
 def classes(rng):
     """Logistic regression: 280 samples of 4 features in 5 equal shards."""
     features = rng.standard_normal((280, 1, P))
-    noisy = features[:, 0] @ [1.0, -2.0, 0.5, 0.0] + rng.standard_normal(280)
+    noise = 4.0 * rng.standard_normal(280)
+    noisy = features[:, 0] @ [1.0, -2.0, 0.5, 0.0] + noise
     inputs, labels = torch.tensor(features), torch.tensor(np.sign(noisy))
-    return Data(
-        list(inputs.chunk(N)), list(labels.chunk(N)), straight, logistic, batch=0
-    )
+    return Data(list(inputs.chunk(N)), list(labels.chunk(N)), 0.0, logistic)
 
 
 # -- an independent replay ----------------------------------------------------------
 
 
-def local_solution(w, q, hessian, nu, l1):
-    """Minimise q'p + p'(hessian)p/2 + l1·|w + p|₁ by coordinates; hessian includes ν."""
+def local_solution(w, q, hessian, l1):
+    """Minimise q'p + p'(hessian)p/2 + l1·|w + p|₁, coordinate by coordinate."""
     if l1 == 0:
         return np.linalg.solve(hessian, -q)
     x = w.copy()
-    for _ in range(400):
+    for _ in range(40):
         for j in range(len(x)):
             slope = q[j] + hessian[j] @ (x - w)
             free = x[j] - slope / hessian[j, j]
@@ -181,7 +175,7 @@ def replay(data, weights, n_rounds, start, partial, tau, l1, l2, cores):
             hessian = curvature + nu * np.eye(len(start))
             p = np.empty_like(q)
             for c in np.array_split(np.arange(len(q)), cores):
-                p[c] = local_solution(w[i][c], q[c], hessian[np.ix_(c, c)], nu, l1)
+                p[c] = local_solution(w[i][c], q[c], hessian[np.ix_(c, c)], l1)
             z[i] = w[i] + alpha * p
         w = weights(k) @ z
         new = [look(i, w[i], k + 1) for i in range(n)]
@@ -202,13 +196,18 @@ def test_next__is_the_law_written_in_numpy(
     quadratic.batch = batch
     start = rng.standard_normal(P)
     algorithm = NEXT(
-        linearisation, tau=12.0, l1=l1, l2=l2, cores=cores, inner_steps=300
+        linearisation=linearisation,
+        tau=12.0,
+        l1=l1,
+        l2=l2,
+        cores=cores,
+        inner_steps=100,
     )
-    _, points = play(algorithm, quadratic, 30, torch.tensor(start))
+    _, points = play(algorithm, quadratic, 12, torch.tensor(start))
     ring = metropolis_weights(adjacency("ring", N))
     partial = linearisation == "partial"
     expected = replay(
-        quadratic, lambda k: ring, 30, start, partial, 12.0, l1, l2, cores
+        quadratic, lambda k: ring, 12, start, partial, 12.0, l1, l2, cores
     )
     np.testing.assert_allclose(points, expected, rtol=0, atol=1e-10)
 
@@ -220,7 +219,7 @@ def test_conjugate_gradients__and_sample_space_solve_the_same(
     # Five steps for four parameters, 12 or more outputs: conjugate gradients; at 100
     # the space of outputs is the cheaper one.
     start = rng.standard_normal(P)
-    algorithm = NEXT("partial", tau=2.0, inner_steps=inner_steps)
+    algorithm = NEXT(linearisation="partial", tau=2.0, inner_steps=inner_steps)
     _, points = play(algorithm, quadratic, 20, torch.tensor(start))
     ring = metropolis_weights(adjacency("ring", N))
     expected = replay(quadratic, lambda k: ring, 20, start, True, 2.0, 0.0, 0.0, 1)
@@ -239,17 +238,29 @@ def test_matchings__mix_in_the_pairs_of_the_step(quadratic, rng):
     np.testing.assert_allclose(points, expected, rtol=0, atol=1e-10)
 
 
+both_linearisations = pytest.mark.parametrize(
+    "linearisation", ["full", pytest.param("partial", marks=pytest.mark.slow)]
+)
+
+
 # -- invariants ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [0, 4])
-@pytest.mark.parametrize("graph", ["ring", "erdos-renyi", "matchings"])
-@pytest.mark.parametrize("linearisation", ["full", "partial"])
+@pytest.mark.parametrize(
+    ("linearisation", "graph"),
+    [
+        ("full", "ring"),
+        ("full", "erdos-renyi"),
+        ("full", "matchings"),
+        ("partial", "ring"),
+    ],
+)
 def test_tracker__mean_is_the_mean_of_the_gradients_last_added(
     quadratic, linearisation, graph, batch
 ):
     quadratic.batch = batch
-    algorithm = NEXT(linearisation, tau=30.0, graph=graph, inner_steps=6)
+    algorithm = NEXT(linearisation=linearisation, tau=30.0, graph=graph, inner_steps=6)
     states, _ = play(algorithm, quadratic, 1000)
     sizes = np.array(quadratic.team().n_samples)
     shares = sizes / sizes.sum()
@@ -275,9 +286,9 @@ def pooled_optimum(data, l2=0.0):
 
 
 @pytest.mark.parametrize("l2", [0.0, 0.01])
-@pytest.mark.parametrize("linearisation", ["full", "partial"])
+@both_linearisations
 def test_ring__reaches_the_pooled_optimum_and_agrees(classes, linearisation, l2):
-    algorithm = NEXT(linearisation, tau=1.0, l2=l2, newton_steps=2)
+    algorithm = NEXT(linearisation=linearisation, tau=1.0, l2=l2, inner_steps=5)
     _, points = play(algorithm, classes, 2000)
     assert np.abs(points[-1] - pooled_optimum(classes, l2)).max() <= 1e-8
     assert np.abs(points[-1] - points[-1].mean(axis=0)).max() <= 1e-10
@@ -298,12 +309,12 @@ def test_complete_graph__every_node_is_the_centralised_iterate(classes, rng, l2)
         alpha *= 1 - 0.01 * alpha
 
 
-@pytest.mark.parametrize("linearisation", ["full", "partial"])
+@both_linearisations
 def test_l1__limit_point_fulfils_the_pooled_conditions_with_zeros(
     classes, linearisation
 ):
     l1 = 0.08
-    algorithm = NEXT(linearisation, tau=1.0, l1=l1, inner_steps=25)
+    algorithm = NEXT(linearisation=linearisation, tau=1.0, l1=l1, inner_steps=25)
     _, points = play(algorithm, classes, 1500)
     w = points[-1].mean(axis=0)
     a = torch.cat(classes.inputs).numpy()[:, 0]
@@ -317,7 +328,7 @@ def test_l1__limit_point_fulfils_the_pooled_conditions_with_zeros(
 
 def test_one_node__is_gradient_descent(classes):
     alone = Data([torch.cat(classes.inputs)], [torch.cat(classes.targets)])
-    alone = replace(alone, network=straight, loss=logistic)
+    alone = replace(alone, bend=0.0, loss=logistic)
     _, points = play(NEXT(tau=1.0), alone, 20)
     w, alpha = torch.zeros(P).double(), 0.5
     for k in range(21):
@@ -340,16 +351,18 @@ class Subtracting:
         return replace(answer, gradient=self.told)
 
 
-@pytest.mark.parametrize(("wrong", "diverges"), [(False, False), (True, True)])
-def test_tracker__with_a_minus_sign_diverges(classes, wrong, diverges):
-    oracles = [classes.oracle(i) for i in range(N)]
+@pytest.mark.parametrize("wrong", [False, True])
+def test_tracker__with_a_minus_sign_diverges(quadratic, wrong):
+    straight = replace(quadratic, bend=0.0)
+    oracles = [straight.oracle(i) for i in range(N)]
     if wrong:
         oracles = [Subtracting(oracle) for oracle in oracles]
-    classes.oracle = lambda i: oracles[i]
-    _, points = play(NEXT(tau=1.0), classes, 300)
-    gap = np.abs(points[-1] - points[-1].mean(axis=0)).max()
-    assert (not np.abs(points[-1]).max() < 1e2) is diverges
-    assert (not gap < 1e-3) is diverges or diverges
+    straight.oracle = lambda i: oracles[i]
+    _, points = play(NEXT(tau=12.0), straight, 1000)
+    a = torch.cat(quadratic.inputs).numpy().reshape(-1, P)
+    optimum = np.linalg.lstsq(a, torch.cat(quadratic.targets).numpy().ravel())[0]
+    away = np.abs(points[-1] - optimum).max()
+    assert away > 1e6 if wrong else away < 1e-8
 
 
 # -- what is asked and sent ---------------------------------------------------------
@@ -364,7 +377,7 @@ def test_minibatches__the_old_point_is_never_asked_about_again(quadratic):
 
 @pytest.mark.parametrize("linearisation", ["full", "partial"])
 def test_last_step__mixes_without_a_gradient_or_a_payload(quadratic, linearisation):
-    algorithm = NEXT(linearisation, tau=12.0)
+    algorithm = NEXT(linearisation=linearisation, tau=12.0)
     _, planned = play(algorithm, quadratic, 3, n_steps=3)
     _, endless = play(algorithm, quadratic, 3)
     np.testing.assert_array_equal(planned, endless)
@@ -383,7 +396,7 @@ def test_full_linearisation__asks_for_no_jacobian(problem):
 
     Session.start(Frugal(), problem("mlp")).advance(2)
     with pytest.raises(InformationError, match="JACOBIAN"):
-        Session.start(Frugal("partial"), problem("mlp"))
+        Session.start(Frugal(linearisation="partial"), problem("mlp"))
 
 
 class Still:
@@ -460,7 +473,7 @@ def test_validate__refuses_what_cannot_agree():
         NEXT(graph="erdos-renyi", edge_probability=1e-3).validate(team)
     with pytest.raises(ValueError, match="`mixing_weights` must have 8 rows of 8"):
         NEXT(mixing_weights=((0.5, 0.5), (0.5, 0.5))).validate(team)
-    with pytest.raises(ValueError, match="doubly stochastic; row 0 sums to 0.9"):
+    with pytest.raises(ValueError, match=r"doubly stochastic; row 0 sums to 0\.9"):
         NEXT(mixing_weights=((0.9, 0.0), (0.0, 1.0))).validate(Team.of(2, 10))
 
 
@@ -469,5 +482,5 @@ def test_partial__refuses_a_loss_that_is_not_convex_in_the_logits(
     quadratic, inner_steps
 ):
     caved = replace(quadratic, loss=lambda x, d: -100 * (x - d).square().sum(1))
-    with pytest.raises(ValueError, match='`loss` must be convex.*Use .* = "full"'):
-        play(NEXT("partial", inner_steps=inner_steps), caved, 1)
+    with pytest.raises(ValueError, match=r'`loss` must be convex.*Use .* = "full"'):
+        play(NEXT(linearisation="partial", inner_steps=inner_steps), caved, 1)

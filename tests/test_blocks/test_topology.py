@@ -116,7 +116,7 @@ def test_erdos_renyi__is_refused_where_no_draw_is_connected():
 
 
 def test_unknown_graph__is_refused_by_name():
-    with pytest.raises(ValueError, match="`graph` must be one of .*'star'"):
+    with pytest.raises(ValueError, match=r"`graph` must be one of .*'star'"):
         adjacency("star", 3)
 
 

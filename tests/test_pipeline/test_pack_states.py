@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from blocks import ALGORITHMS
+from blocks.algorithm import SERVER
+from blocks.oracle import Counters
 from pipeline import pack
 from pipeline.config import RunConfig, validate_config
 from pipeline.context import Context, RunSpec
@@ -19,6 +21,7 @@ from pipeline.placement import place
 from pipeline.resolve import resolve
 from pipeline.rounds import Piece, run_in_process
 from pipeline.store import ensure_store
+from pipeline.talk import Talk
 from pipeline.updates import record_of
 
 # Paths through the algorithms that leave other things in a state than the defaults.
@@ -56,6 +59,31 @@ def digits():
     return open_store(ensure_store("digits"))
 
 
+def served(context, states, n_rounds):
+    """Every node of a served method in turn, at the model as it was in the end."""
+    for k in range(n_rounds):
+        for node in states:
+            inbox = {SERVER: view(context).payload}
+            states[node] = context.update(node, k, states[node][0], None, inbox)[:2]
+    return states
+
+
+def view(context):
+    algorithm = context.algorithm
+    server = algorithm.open(context.initial, context.buffers, context.team)
+    return algorithm.view(server)
+
+
+def heard(context, states, k):
+    """By node: the (inbox, scalars) of step k."""
+    if context.served:
+        return dict.fromkeys(states, ({SERVER: view(context).payload}, ()))
+    if not context.talks:
+        return dict.fromkeys(states, ({}, ()))
+    owners = dict.fromkeys(states, 0)
+    return Talk(context, owners, 0, None, Counters(), 0.0).round(k, states)
+
+
 @pytest.fixture
 def played(digits):
     """Return the function that trains some rounds; gives (context, node states)."""
@@ -74,7 +102,9 @@ def played(digits):
         )
         spec = RunSpec("run", resolve(config, digits), "", "", 20)
         context = Context(spec, digits)
-        states = {n: context.init_node(n) for n in range(context.n_nodes)}
+        states, _ = context.start()
+        if context.served:
+            return context, served(context, states, n_rounds)
         shares = place(context.n_nodes, config.n_shards, 1)
         piece = Piece(spec, "", "", 0, n_rounds, shares, 1.0)
         return context, run_in_process(context, piece, states, LocalBoard())[0]
@@ -106,9 +136,11 @@ def test_checkpoint__holds_no_pickle_and_goes_on_bit_for_bit(
         messages = {node: message for node, (_, message) in states.items()}
         sums = context.score(messages, [6] * context.n_nodes, range(4), 0)
         record = record_of(context, 6, (6,) * context.n_nodes, 0, sums)
+    inboxes = heard(context, states, 6)
     for node, (state, _) in states.items():
-        expected = context.update(node, 6, state, record)[:2]
-        assert same(context.update(node, 6, loaded[node], record)[:2], expected)
+        given = (record, *inboxes[node])
+        expected = context.update(node, 6, state, *given)[:2]
+        assert same(context.update(node, 6, loaded[node], *given)[:2], expected)
 
 
 @pytest.mark.parametrize("kind", ALGORITHMS)

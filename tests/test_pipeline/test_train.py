@@ -197,6 +197,13 @@ CHEATS = {
     "NEIGHBOURS": lambda seen, oracle, params: seen.inbox,
     "LOSS_ORACLE": lambda seen, oracle, params: oracle.loss(params),
     "GRADIENT_ORACLE": lambda seen, oracle, params: oracle.gradient(params, None),
+    "JACOBIAN_ORACLE": lambda seen, oracle, params: oracle.linearised(params, None),
+    "OUTPUT_ERROR": lambda seen, oracle, params: oracle.direct_feedback(
+        params, None, None
+    ),
+    "OWN_ACTIVATIONS": lambda seen, oracle, params: oracle.direct_feedback(
+        params, None, None
+    ),
 }
 
 
@@ -223,4 +230,12 @@ def test_information__the_oracle_leads_to_no_model_and_no_data(
 ) -> None:
     oracle = context_for(tiny())._oracle(0, 0)
     public = {name for name in dir(oracle) if not name.startswith("_")}
-    assert public == {"counters", "device", "gradient", "loss"}
+    assert public == {
+        "common_loss",
+        "counters",
+        "device",
+        "direct_feedback",
+        "gradient",
+        "linearised",
+        "loss",
+    }
