@@ -41,7 +41,7 @@ REPLICAS = {
 SEARCHES = {"nd-cao": 0.92, "open-es": 0.0, "spsa": 0.0, "random-search": 0.0}
 FULL_BATCH = {
     "algorithm": {"kind": "next", "batch_size": 0},
-    "budget": {"steps": 500},
+    "budget": {"steps": 200},
 }
 FULL_BATCH_GOAL = 0.90
 
@@ -104,7 +104,7 @@ class Lab:
                 {"budget": {"loss_values": LOSS_VALUES}},
             ),
             (
-                "NEXT on full local batches: 500 rounds",
+                "NEXT on full local batches: 200 rounds",
                 {"next": (FULL_BATCH, FULL_BATCH_GOAL)},
                 {},
             ),

@@ -31,7 +31,7 @@ class DaskJobs:
         self._slot = {node: w for w, nodes in enumerate(placed) for node in nodes}
         self._nonce = uuid.uuid4().hex[:8]
         self._finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
-        self._jobs: dict[str, tuple[Future[Any], Job]] = {}
+        self._jobs: dict[str, tuple[Future[Any], Job, str]] = {}  # and its worker
         self._lock = threading.Lock()
         self._names: dict[str, str] = {}
         self._looked = 0.0
@@ -40,7 +40,7 @@ class DaskJobs:
     def close(self) -> None:
         """Cancel what is queued."""
         with self._lock:
-            rest = [future for future, _ in self._jobs.values()]
+            rest = [future for future, *_ in self._jobs.values()]
         if self.client.status == "running":
             self.client.cancel(rest)
 
@@ -57,6 +57,7 @@ class DaskJobs:
     def submit(self, job: Job) -> None:
         """Queue a job; another worker takes it if the replica's own is gone."""
         addresses = self._addresses()[: self.n_workers]
+        address = addresses[self._slot[job.node] % len(addresses)]
         resource = self.cluster.config.resource
         self._count += 1
         key = f"update-n{job.node}-s{job.step}-{self._nonce}-{self._count}"
@@ -65,14 +66,14 @@ class DaskJobs:
             self.spec,
             job,
             key=key,
-            workers=[addresses[self._slot[job.node] % len(addresses)]],
+            workers=[address],
             allow_other_workers=True,
             resources={resource: 1} if resource else None,
             fifo_timeout="0ms",
             pure=False,
         )
         with self._lock:
-            self._jobs[key] = (future, job)
+            self._jobs[key] = (future, job, address)
         future.add_done_callback(self._finished.put)
 
     def poll(self, timeout_s: float) -> list[JobDone | JobLost]:
@@ -80,14 +81,14 @@ class DaskJobs:
         try:
             finished = [self._finished.get(timeout=timeout_s)]
         except queue.Empty:
-            return []
+            return self._stranded()
         while True:
             try:
                 finished.append(self._finished.get_nowait())
             except queue.Empty:
                 break
         with self._lock:
-            jobs = [self._jobs.pop(str(f.key), (None, None))[1] for f in finished]
+            jobs = [self._jobs.pop(str(f.key), (None, None, None))[1] for f in finished]
         known = [(f, j) for f, j in zip(finished, jobs, strict=True) if j is not None]
         ready = [(f, job) for f, job in known if f.status == "finished"]
         values = self.client.gather([f for f, _ in ready], errors="skip")
@@ -103,6 +104,20 @@ class DaskJobs:
             if future.status != "finished":
                 answers.append(lost(job))
         return answers
+
+    def _stranded(self) -> list[JobDone | JobLost]:
+        """Jobs whose worker is gone: lost, for Dask leaves them if no other was left.
+
+        A task that had to wait for a worker stays bound to the one that it was given to
+        (``allow_other_workers`` does not hold for workers that come later).
+        """
+        alive = set(self._addresses())
+        with self._lock:
+            gone = {k: one for k, one in self._jobs.items() if one[2] not in alive}
+            for key in gone:
+                del self._jobs[key]
+        self.client.cancel([future for future, *_ in gone.values()])
+        return [lost(job) for _, job, _ in gone.values()]
 
     def _named(self, done: JobDone) -> JobDone:
         return replace(done, worker=self._names.get(done.worker, done.worker))

@@ -148,19 +148,6 @@ def test_sync__skew_latency_and_delays_leave_one_result(tiny, shared, tmp_path) 
     assert even.attrs["params_sha256"] != here.attrs["params_sha256"]
 
 
-def test_sync__batch_norm_replicas_agree_with_one_process(
-    tiny, shared, tmp_path
-) -> None:
-    flags = flags_of("local-sgd", budget={"steps": 5}, eval_every=5, nodes=2)
-    flags |= {"model": {"name": "resnet8"}}
-    flags["algorithm"] |= {"batch_size": 8}
-    here = train(tiny(**flags), results=tmp_path / "here")
-    there = train(tiny(**flags, cluster=shared), results=tmp_path / "there")
-    assert there.attrs["params_sha256"] == here.attrs["params_sha256"]
-    np.testing.assert_array_equal(there.buffers, here.buffers)
-    np.testing.assert_array_equal(there.test_loss, here.test_loss)
-
-
 def test_sync__stopped_here_it_is_resumed_there(tiny, shared, tmp_path) -> None:
     flags = flags_of("selsync", budget={"steps": 24}, eval_every=4)
     whole = train(tiny(**flags), results=tmp_path / "whole")
