@@ -103,13 +103,13 @@ class DaskJobs:
                     raise error
             if future.status != "finished":
                 answers.append(lost(job))
-        return answers
+        return answers + self._stranded()
 
     def _stranded(self) -> list[JobDone | JobLost]:
-        """Jobs whose worker is gone: lost, for Dask leaves them if no other was left.
+        """Jobs whose worker is gone; Dask itself runs them elsewhere, but not always.
 
-        A task that had to wait for a worker stays bound to the one that it was given to
-        (``allow_other_workers`` does not hold for workers that come later).
+        If no worker was left, it binds a task to the one that is gone for good, and
+        those that come later never get it, ``allow_other_workers`` or not.
         """
         alive = set(self._addresses())
         with self._lock:

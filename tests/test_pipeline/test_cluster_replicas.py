@@ -148,6 +148,19 @@ def test_sync__skew_latency_and_delays_leave_one_result(tiny, shared, tmp_path) 
     assert even.attrs["params_sha256"] != here.attrs["params_sha256"]
 
 
+def test_sync__batch_norm_replicas_agree_with_one_process(
+    tiny, shared, tmp_path
+) -> None:
+    flags = flags_of("local-sgd", budget={"steps": 5}, eval_every=5, nodes=2)
+    flags |= {"model": {"name": "resnet8", "options": {"norm": "batch"}}}
+    flags["algorithm"] |= {"batch_size": 4}
+    here = train(tiny(**flags), results=tmp_path / "here")
+    there = train(tiny(**flags, cluster=shared), results=tmp_path / "there")
+    assert there.attrs["params_sha256"] == here.attrs["params_sha256"]
+    np.testing.assert_array_equal(there.buffers, here.buffers)
+    np.testing.assert_array_equal(there.test_loss, here.test_loss)
+
+
 def test_sync__stopped_here_it_is_resumed_there(tiny, shared, tmp_path) -> None:
     flags = flags_of("selsync", budget={"steps": 24}, eval_every=4)
     whole = train(tiny(**flags), results=tmp_path / "whole")
@@ -249,6 +262,7 @@ def test_async__killed_worker_processes_leave_a_run_that_replays(
     ds = train(config, results=tmp_path)
     assert len(killed) == 2
     assert ds.attrs["status"] == "complete"
+    assert ds.attrs["n_reruns"] >= 1
     taken = pairs(ds)
     assert len(taken) == len(set(taken)) == 180
     if kind == "nosync":

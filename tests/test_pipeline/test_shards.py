@@ -157,10 +157,7 @@ def test_own__skewed_walks_ask_for_the_labels_once_and_show_few_classes() -> Non
 def test_pooled__parts_tile_the_minibatch(n_train, sizes, step) -> None:
     walks, total = Walks(n_train, len(sizes), 1), sum(sizes)
     cuts = np.cumsum([0, *sizes]).tolist()
-    parts = [
-        walks.pooled(step, total, (start, stop))
-        for start, stop in pairwise(cuts)
-    ]
+    parts = [walks.pooled(step, total, (start, stop)) for start, stop in pairwise(cuts)]
     tiled = np.concatenate(parts)
     np.testing.assert_array_equal(tiled, walks.pooled(step, total, (0, total)))
     assert len(set(tiled.tolist())) == len(tiled) == min(total, n_train)
