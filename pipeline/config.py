@@ -189,6 +189,16 @@ class RunConfig(Section):
                         "`blocks` to split the network."
                     )
             return
+        if self.mode == "async" and self.staleness is not None:
+            raise ValueError(
+                f"`staleness` must be left out with algorithm {kind}, whose replicas "
+                f"never wait; got {self.staleness}. Use --mode sync where there is one."
+            )
+        if self.mode == "async" and self.latency_s:
+            raise ValueError(
+                f"`latency_s` must be 0 in async mode; got {self.latency_s}. Use "
+                "`delays` to slow replicas down."
+            )
         if self.skew and getattr(algorithm, "data", "shard") != "shard":
             raise ValueError(
                 f"`skew` must be 0 with algorithm {kind}, whose nodes share all data; "

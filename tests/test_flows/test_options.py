@@ -36,6 +36,16 @@ def test_flags__block_patterns_make_custom_blocks():
     assert flags == {"blocks": "custom", "custom_blocks": ["^0", "^2"]}
 
 
+def test_flags__of_replicas_become_settings():
+    flags = nested_flags(nodes=3, machines=2, latency="20ms", skew=0.0)
+    assert flags == {"nodes": 3, "machines": 2, "latency_s": 0.02, "skew": 0.0}
+    config = build_config(None, [], flags | {"algorithm": "local-sgd"})
+    assert (config.nodes, config.machines, config.latency_s) == (3, 2, 0.02)
+    assert config.skew == 0.0
+    with pytest.raises(ValueError, match="a duration must be"):
+        build_config(None, [], nested_flags(algorithm="local-sgd", latency="-1s"))
+
+
 def test_flags__address_and_scheduler_file_exclude_each_other():
     with pytest.raises(ValueError, match="--scheduler-file"):
         nested_flags(address="tcp://a:1", scheduler_file=Path("s.json"))

@@ -122,6 +122,74 @@ def test_validate_config__says_which_key_breaks_which_rule(data, message) -> Non
 
 
 @pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"nodes": 3, "blocks": "by_layer"}, "`nodes` must be left out with algorithm"),
+        ({"machines": 2}, "`machines` must be left out with algorithm nd-cao"),
+        ({"skew": 0.5}, "`skew` must be left out with algorithm nd-cao"),
+        ({"latency_s": 0.1}, "`latency_s` must be left out with algorithm nd-cao"),
+        ({"algorithm": "sgd", "nodes": 2}, "`nodes` must be 1 for algorithm sgd"),
+        ({"algorithm": "dbs", "skew": 0.5}, "`skew` must be 0 with algorithm dbs"),
+        ({"algorithm": "selsync", "skew": 1}, "`skew` must be 0 with algorithm selsy"),
+        ({"algorithm": "local-sgd", "skew": 1.5}, "`skew` is not valid"),
+        ({"algorithm": "local-sgd", "nodes": 0}, "`nodes` is not valid"),
+        (
+            {"algorithm": "local-sgd", "nodes": 2, "machines": 3},
+            "`machines` must be at most `nodes` = 2; got 3",
+        ),
+        (
+            {"algorithm": "async-sgd", "mode": "sync"},
+            "`mode` must be one of async for algorithm async-sgd",
+        ),
+        (
+            {"algorithm": "async-sgd", "mode": "async", "staleness": 0},
+            "`staleness` must be left out with algorithm async-sgd",
+        ),
+        (
+            {"algorithm": "nosync", "mode": "async", "latency_s": 0.1},
+            "`latency_s` must be 0 in async mode",
+        ),
+    ],
+)
+def test_validate_config__says_what_replicas_are_for(data, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        validate_config(data)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"machines": 5}, "`machines` must be at most 4 here; got 5"),
+        ({"nodes": 10_000}, "`nodes` must be at most [0-9]+ here; got 10000"),
+    ],
+)
+def test_resolve__more_replicas_than_samples_or_machines_than_replicas_are_refused(
+    flags, message, tiny, context_for
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        context_for(tiny(algorithm={"kind": "local-sgd"}, **flags))
+
+
+def test_resolve__fills_in_nodes_and_machines(tiny, context_for) -> None:
+    def resolved(kind: str, **flags) -> tuple[int | None, int | None]:
+        config = context_for(tiny(algorithm={"kind": kind}, **flags)).config
+        return config.nodes, config.machines
+
+    assert resolved("local-sgd") == (4, 1)
+    assert resolved("node-based") == (4, 2)
+    assert resolved("node-based", nodes=1) == (1, 1)
+    assert resolved("sgd") == (1, 1)
+    assert resolved("nd-cao") == (None, None)
+
+
+def test_run_id__of_replicas_covers_nodes_and_skew_but_no_latency() -> None:
+    base = {"algorithm": {"kind": "local-sgd"}}
+    for changed in ({"nodes": 3}, {"skew": 0.5}, {"machines": 2}):
+        assert run_id(**base, **changed) != run_id(**base)
+    assert run_id(**base, latency_s=0.1) == run_id(**base)
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("nd_cao.window", "must be key=value"),
