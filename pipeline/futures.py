@@ -68,7 +68,7 @@ class FuturesExecutor:
             board.publish(last)
         self._newest = -1 if last is None else last.version  # known to be published
         self._published: dict[int, Future[Any]] = {}  # the publication under way
-        self._shares: dict[int, tuple[ScoreTask, list[Future[Any]]]] = {}
+        self._shares: dict[int, tuple[ScoreTask, list[Future[Any]], set[str]]] = {}
         self._held: list[UpdateTask] = []
         self._finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._tasks: dict[str, Any] = {}
@@ -81,7 +81,7 @@ class FuturesExecutor:
     def close(self) -> None:
         """Cancel what is queued, drop the workers' states, delete the Variable."""
         with self._lock:
-            rest = [f for f, _ in self._tasks.values()]
+            rest = [future for future, *_ in self._tasks.values()]
         self.client.cancel(rest)
         self.cluster.forget(self.board_name, forget)
 
@@ -95,10 +95,7 @@ class FuturesExecutor:
 
     def _place(self, slot: int) -> dict[str, Any]:
         """Where a task prefers to run; another worker takes it if that one is gone."""
-        if time.monotonic() - self._looked > 1.0 or not self._addresses:
-            self._names = self.cluster.workers()
-            self._addresses = list(self._names)[: self.n_workers]
-            self._looked = time.monotonic()
+        self._look()
         if not self._addresses:
             self._addresses = self.cluster.wait_for_workers()
         resource = self.cluster.config.resource
@@ -109,17 +106,32 @@ class FuturesExecutor:
             "pure": False,
         }
 
+    def _look(self) -> None:
+        """Ask, at most once a second, which workers there are."""
+        if time.monotonic() - self._looked > 1.0 or not self._addresses:
+            self._names = self.cluster.workers()
+            self._addresses = list(self._names)[: self.n_workers]
+            self._looked = time.monotonic()
+
     def _submit(
-        self, what: Any, function: Any, *args: Any, key: str, **where: Any
+        self,
+        what: Any,
+        function: Any,
+        *args: Any,
+        key: str,
+        needs: set[str] | None = None,
+        **where: Any,
     ) -> Future[Any]:
+        """Submit a task; ``needs``: further workers that must live for it to run."""
         self._count += 1
         unique = f"{key}-{self._nonce}-{self._count}"
         future = self.client.submit(
             function, *args, key=unique, fifo_timeout="0ms", **where
         )
         if what is not None:
+            needed = {*where["workers"], *(needs or ())}
             with self._lock:
-                self._tasks[unique] = (future, what)
+                self._tasks[unique] = (future, what, needed)
             future.add_done_callback(self._note)
         return future
 
@@ -156,24 +168,25 @@ class FuturesExecutor:
         parts = np.array_split(np.arange(n_shards), self._n_scorers)
         scored = {n: (point, None, std) for n, (point, _, std) in task.points.items()}
         packed = pickle.dumps(scored, protocol=5)  # opaque: Dask need not walk it
-        self._shares[task.version] = (
-            task,
-            [
-                self._submit(
-                    None,
-                    score_share,
-                    self.spec,
-                    packed,
-                    task.steps,
-                    part.tolist(),
-                    task.subset,
-                    key=f"score-v{task.version}-share{i}",
-                    **self._place(i),
+        shares, needed = [], set()
+        for i, part in enumerate(parts):
+            if len(part):
+                where = self._place(i)
+                needed |= set(where["workers"])
+                shares.append(
+                    self._submit(
+                        None,
+                        score_share,
+                        self.spec,
+                        packed,
+                        task.steps,
+                        part.tolist(),
+                        task.subset,
+                        key=f"score-v{task.version}-share{i}",
+                        **where,
+                    )
                 )
-                for i, part in enumerate(parts)
-                if len(part)
-            ],
-        )
+        self._shares[task.version] = (task, shares, needed)
         self._publish_next()
 
     def _publish_next(self) -> None:
@@ -184,7 +197,7 @@ class FuturesExecutor:
         version = self._newest + 1
         if version not in self._shares:
             return
-        task, shares = self._shares.pop(version)
+        task, shares, needed = self._shares.pop(version)
         self._published = {
             version: self._submit(
                 task,
@@ -194,6 +207,7 @@ class FuturesExecutor:
                 replace(task, points={}),
                 shares,
                 key=f"publish-v{version}",
+                needs=needed,
                 priority=UPDATE_PRIORITY,
                 **self._place(0),
             )
@@ -207,15 +221,15 @@ class FuturesExecutor:
         try:
             finished = [self._finished.get(timeout=timeout_s)]
         except queue.Empty:
-            return []
+            return self._stranded()
         while True:
             try:
                 finished.append(self._finished.get_nowait())
             except queue.Empty:
                 break
         with self._lock:
-            taken = [self._tasks.pop(str(f.key), (None, None)) for f in finished]
-        known = [(f, what) for f, (_, what) in zip(finished, taken, strict=True)]
+            taken = [self._tasks.pop(str(f.key), (None, None, None)) for f in finished]
+        known = [(f, what) for f, (_, what, _) in zip(finished, taken, strict=True)]
         answers: list[Done] = []
         ready = [
             (f, task)
@@ -237,7 +251,22 @@ class FuturesExecutor:
                 if not isinstance(error, KilledWorker):
                     raise error
             answers.append(Lost(task))
-        return answers
+        return answers + self._stranded()
+
+    def _stranded(self) -> list[Done]:
+        """Tasks whose worker is gone; Dask itself runs them elsewhere, but not always.
+
+        If no worker was left, it binds a task to one that is gone for good, and those
+        that come later never get it, ``allow_other_workers`` or not.
+        """
+        self._look()
+        alive = set(self._names)
+        with self._lock:
+            gone = {k: one for k, one in self._tasks.items() if not one[2] <= alive}
+            for key in gone:
+                del self._tasks[key]
+        self.client.cancel([future for future, *_ in gone.values()])
+        return [Lost(task) for _, task, _ in gone.values()]
 
     def _answer(self, task: Any, value: Any) -> Done:
         if isinstance(task, ScoreTask):

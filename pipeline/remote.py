@@ -16,6 +16,8 @@ from pipeline.cluster import Cluster
 from pipeline.context import RunSpec, context_of
 from pipeline.pack import host, tensor
 
+WATCH_S = 1.0  # between two looks at whether an evaluation's workers are alive
+
 
 def prepare(cluster: Cluster, spec: RunSpec) -> None:
     """Build the run's context, with its data resident, on every worker of the run."""
@@ -67,28 +69,41 @@ class RemoteEvaluation:
         buffers: Tensor | None,
         splits: Sequence[Split],
     ) -> None:
-        self._cluster = cluster
-        self._splits = splits
-        arrays = (host(params), None if buffers is None else host(buffers))
+        self._cluster, self._spec, self._splits = cluster, spec, splits
+        self._arrays = (host(params), None if buffers is None else host(buffers))
         addresses = cluster.wait_for_workers()
         shards = np.arange(spec.config.n_shards)
         parts = [p.tolist() for p in np.array_split(shards, len(addresses)) if len(p)]
-        resource = cluster.config.resource
-        self._futures = [
-            cluster.client.submit(
-                evaluate_share,
-                spec,
-                *arrays,
-                splits,
-                part,
-                key=f"evaluate-{uuid.uuid4().hex[:8]}",
-                workers=[addresses[i]],
-                allow_other_workers=True,
-                resources={resource: 1} if resource else None,
-                pure=False,
-            )
-            for i, part in enumerate(parts)
-        ]
+        self._parts = list(zip(parts, addresses, strict=False))
+        self._futures = [self._submit(*one) for one in self._parts]
+
+    def _submit(self, part: list[int], address: str) -> Future[Any]:
+        resource = self._cluster.config.resource
+        future: Future[Any] = self._cluster.client.submit(
+            evaluate_share,
+            self._spec,
+            *self._arrays,
+            self._splits,
+            part,
+            key=f"evaluate-{uuid.uuid4().hex[:8]}",
+            workers=[address],
+            allow_other_workers=True,
+            resources={resource: 1} if resource else None,
+            pure=False,
+        )
+        return future
+
+    def _move(self) -> None:
+        """Submit again what waits for a worker that is gone.
+
+        If no worker was left, Dask gives it to none of those that come later.
+        """
+        alive = self._cluster.wait_for_workers()
+        for i, (part, address) in enumerate(self._parts):
+            if address not in alive and not self._futures[i].done():
+                self._futures[i].cancel()
+                self._parts[i] = (part, alive[i % len(alive)])
+                self._futures[i] = self._submit(*self._parts[i])
 
     def ready(self) -> bool:
         """Whether ``result`` would not wait."""
@@ -96,6 +111,12 @@ class RemoteEvaluation:
 
     def result(self) -> tuple[dict[Split, np.ndarray], float]:
         """(n_shards, 3) sums by split, and the worker-seconds that they took."""
+        deadline = time.monotonic() + self._cluster.config.task_timeout_s
+        while not self.ready() and time.monotonic() < deadline:
+            try:
+                wait(self._futures, timeout=WATCH_S)
+            except TimeoutError:
+                self._move()
         answers = gathered(self._cluster, self._futures, "evaluate the network")
         sums = {
             s: np.concatenate([part[s] for part, _ in answers]) for s in self._splits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -271,24 +272,29 @@ def board_values(cluster: Any) -> dict[str, Any]:
 def kill_at(small_cluster):
     """Return the function that kills a worker process whenever a version is reached.
 
-    The killings happen in a thread that watches the run's Variable, so while updates
+    One worker, or ``every`` one at once. The killings happen in a thread that watches the run's Variable, so while updates
     run; the list it returns holds the versions at which one was killed.
     """
     over = threading.Event()
     threads: list[threading.Thread] = []
 
-    def start(*versions: int) -> list[int]:
+    def start(*versions: int, every: bool = False) -> list[int]:
         killed: list[int] = []
 
         def watch() -> None:
             for number, version in enumerate(versions):
                 while not over.wait(0.005):
                     seen = [v["version"] for v in board_values(small_cluster).values()]
-                    if seen and max(seen) >= version:
-                        nannies = list(small_cluster.workers.values())
-                        os.kill(nannies[number % 2].process.pid, signal.SIGKILL)
-                        killed.append(max(seen))
-                        break
+                    nannies = list(small_cluster.workers.values())
+                    chosen = nannies if every else [nannies[number % 2]]
+                    pids = [n.process and n.process.pid for n in chosen]
+                    ready = all(pids)  # no process while it starts again
+                    if ready and seen and max(seen) >= version:
+                        with contextlib.suppress(ProcessLookupError):
+                            for pid in pids:
+                                os.kill(pid, signal.SIGKILL)
+                            killed.append(max(seen))
+                            break
 
         threads.append(threading.Thread(target=watch))
         threads[-1].start()

@@ -67,6 +67,19 @@ def test_async__killed_worker_processes_leave_a_run_that_replays(
     assert replays(ds, tmp_path)
 
 
+@pytest.mark.slow
+def test_async__outlives_the_death_of_all_workers_at_once(
+    tiny, shared, kill_at, tmp_path
+) -> None:
+    flags = {"mode": "async", "eval_every": 20, "budget": {"steps": 60}}
+    killed = kill_at(15, every=True)
+    ds = train(tiny(**flags, cluster=shared), results=tmp_path)
+    assert killed
+    assert ds.attrs["status"] == "complete"
+    assert ds.attrs["n_reruns"] >= 1
+    assert replays(ds, tmp_path)
+
+
 def test_async__own_worker_gives_a_block_a_worker_of_its_own(
     tiny, shared, tmp_path
 ) -> None:

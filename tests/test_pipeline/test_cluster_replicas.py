@@ -307,3 +307,21 @@ def test_async__another_order_of_updates_gives_other_parameters(
     last = int(np.flatnonzero(seen > 0)[-1])
     seen[last] -= 1
     assert not replays(changed, tmp_path)
+
+
+@pytest.mark.slow
+def test_evaluation__outlives_the_death_of_all_workers(
+    tiny, shared, small_cluster, context_for
+) -> None:
+    from pipeline.cluster import open_cluster
+    from pipeline.remote import RemoteEvaluation
+
+    context = context_for(tiny(**flags_of("local-sgd", cluster=shared)))
+    spec, theta = context.spec, context.initial
+    with open_cluster(spec.config.cluster, "cpu") as cluster:
+        evaluation = RemoteEvaluation(cluster, spec, theta, None, ("test",))
+        for nanny in list(small_cluster.workers.values()):
+            os.kill(nanny.process.pid, signal.SIGKILL)
+        sums, _ = evaluation.result()
+    expected = context.evaluate(theta, None, "test", range(spec.config.n_shards))
+    np.testing.assert_array_equal(sums["test"], expected)
