@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flows import cli_compare, cli_ingest, cli_runs, cli_train
+from flows import cli_compare, cli_experiment, cli_ingest, cli_runs, cli_train
 from flows.console import out, print_error, say
 from flows.environment import quiet_prefect_console
 from flows.errors import EXIT_INTERRUPTED, EXIT_USAGE, describe, exit_code
@@ -59,7 +59,9 @@ class Interrupted(Exception):
     """Ctrl-C where nothing could be kept; typer would end without a word."""
 
 
-def _add(name: str, panel: str, command: Callable[..., None]) -> None:
+def _add(
+    name: str, panel: str | None, command: Callable[..., None], to: typer.Typer = app
+) -> None:
     @functools.wraps(command)
     def guarded(*values: Any, **named: Any) -> None:
         try:
@@ -68,13 +70,26 @@ def _add(name: str, panel: str, command: Callable[..., None]) -> None:
             raise Interrupted from None
 
     text = _reflow(command.__doc__ or "")
-    app.command(name, help=text, rich_help_panel=panel)(guarded)
+    to.command(name, help=text, rich_help_panel=panel)(guarded)
+
+
+experiments = typer.Typer(rich_markup_mode="rich")
+
+
+@experiments.callback(invoke_without_command=True)
+def experiment(context: typer.Context) -> None:
+    """Batches of runs, described in files."""
+    if context.invoked_subcommand is None:
+        out.print(context.get_help())
 
 
 _add("ingest", DATA, cli_ingest.ingest)
 _add("train", TRAIN, cli_train.train)
 _add("resume", TRAIN, cli_train.resume)
 _add("demo", TRAIN, cli_train.demo)
+app.add_typer(experiments, name="experiment", rich_help_panel=TRAIN)
+_add("show", None, cli_experiment.show, experiments)
+_add("list", None, cli_experiment.list_shipped, experiments)
 _add("runs", RESULTS, cli_runs.runs)
 _add("compare", RESULTS, cli_compare.compare)
 _add("evaluate", RESULTS, cli_runs.evaluate)

@@ -342,18 +342,19 @@ def validate_config(data: dict[str, Any]) -> RunConfig:
 
 def explain(err: ValidationError) -> str:
     """One line a problem: key, rule, value."""
-    lines = []
-    for problem in err.errors():
-        where = [str(p) for p in problem["loc"] if p not in ALGORITHMS]
-        key = ".".join(where) or "configuration"
-        if problem["type"] == "value_error":
-            lines.append(str(problem["ctx"]["error"]))
-        elif problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            lines.append(f"`{key}` is not a setting. Check its spelling in the docs.")
-        else:
-            message = problem["msg"][0].lower() + problem["msg"][1:]
-            lines.append(f"`{key}` is not valid: {message}; got {problem['input']!r}.")
-    return "\n".join(dict.fromkeys(lines))
+    return "\n".join(dict.fromkeys(explain_one(p) for p in err.errors()))
+
+
+def explain_one(problem: Any) -> str:
+    """One of pydantic's findings as a sentence: key, rule, value."""
+    where = [str(p) for p in problem["loc"] if p not in ALGORITHMS]
+    key = ".".join(where) or "configuration"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"`{key}` is not a setting. Check its spelling in the docs."
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"`{key}` is not valid: {message}; got {problem['input']!r}."
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,4 @@
+"""Shipped experiments: one YAML file each, found by name (``ndcao experiment list``).
+
+A package only so that the files are installed beside ``pipeline``.
+"""
