@@ -79,11 +79,40 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+class BarArtifact:
+    """A bar in Prefect's UI. An API that does not answer costs a warning, no more."""
+
+    def __init__(self, key: str) -> None:
+        self._logger = get_run_logger()
+        self._key = slug(key)
+        self._id: UUID | None = None
+        self.send(0.0, "starting")
+
+    def show(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` have ended."""
+        self.send(100.0 * done / max(total, 1), f"{done} of {total} runs have ended")
+
+    def send(self, percent: float, description: str) -> None:
+        """Set the bar and the words below it."""
+        try:
+            if self._id is None:
+                self._id = cast(
+                    "UUID",  # the synchronous half of a function that is both
+                    create_progress_artifact(
+                        percent, key=self._key, description=description
+                    ),
+                )
+            else:
+                update_progress_artifact(self._id, percent, description=description)
+        except (httpx.HTTPError, OSError) as error:
+            self._logger.warning("no progress artifact: %r", error)
+
+
 class ProgressArtifact:
     """Training progress as a progress artifact and a few log lines.
 
     Call it with every :class:`Progress`; it speaks to the API at most every
-    ``every_s`` seconds. An API that does not answer costs a warning, never the run.
+    ``every_s`` seconds.
     """
 
     every_s = ARTIFACT_EVERY_S
@@ -92,9 +121,8 @@ class ProgressArtifact:
         self._logger = get_run_logger()
         self._sent_at = time.monotonic()
         self._logged_at = -math.inf
-        self._id: UUID | None = None
         self._description = "starting"
-        self._send(0.0, create_as=slug(key))
+        self._bar = BarArtifact(key)
 
     def __call__(self, progress: Progress) -> None:
         """Show ``progress`` if the last update is old enough."""
@@ -103,28 +131,11 @@ class ProgressArtifact:
         if now - self._sent_at >= self.every_s:
             self._sent_at = now
             done = progress.round / progress.n_rounds if progress.n_rounds else 0.0
-            self._send(100.0 * min(max(done, 0.0), 1.0))
+            self._bar.send(100.0 * min(max(done, 0.0), 1.0), self._description)
         if now - self._logged_at >= LOG_EVERY_S:
             self._logged_at = now
             self._logger.info("%s", self._description)
 
     def finish(self, status: str) -> None:
         """Set the bar to its end."""
-        self._description = f"{status}: {self._description}"
-        self._send(100.0)
-
-    def _send(self, percent: float, create_as: str | None = None) -> None:
-        try:
-            if create_as is not None:
-                self._id = cast(
-                    "UUID",  # the synchronous half of a function that is both
-                    create_progress_artifact(
-                        percent, key=create_as, description=self._description
-                    ),
-                )
-            elif self._id is not None:
-                update_progress_artifact(
-                    self._id, percent, description=self._description
-                )
-        except (httpx.HTTPError, OSError) as error:
-            self._logger.warning("no progress artifact: %r", error)
+        self._bar.send(100.0, f"{status}: {self._description}")

@@ -1,14 +1,17 @@
-"""``ndcao experiment show`` and ``list``: batches as files, before anything is run."""
+"""``ndcao experiment show``, ``run`` and ``list``: batches as files."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows import options as o
 from flows.cli_runs import Json
 from flows.console import make_table, note, out, print_error, print_json, say
-from flows.errors import EXIT_USAGE
+from flows.environment import default_results
+from flows.errors import EXIT_FAILED, EXIT_USAGE
 
 if TYPE_CHECKING:
     from pipeline.experiment import Experiment, PlannedRun
@@ -50,6 +53,65 @@ def show(experiment: FileOrName, as_json: Json = False) -> None:
     n_arms = len(plan.runs) // len(batch.seeds)
     say(f"{len(plan.runs)} runs: {n_arms} arms, each with seeds {seeds}")
     note(f"checked only, nothing was run: {batch.source}")
+
+
+def run(
+    experiment: FileOrName,
+    workers: o.Workers = None,
+    address: o.Address = None,
+    scheduler_file: o.SchedulerFile = None,
+    results: o.Results = None,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Tries more for runs that a fault ended.")
+    ] = 1,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The comparison page. Default: NAME.html in the results.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a batch as a Prefect flow, with a child flow run for each of its runs.
+
+    Complete runs are skipped and interrupted ones go on, so the same command again
+    finishes what is left. Runs go side by side: a synchronous one on one worker, an
+    asynchronous one on as many as it names.
+
+    [bold]Examples[/bold]
+    $ ndcao experiment run smoke
+    $ ndcao experiment run my_batch.yaml --workers 4 --out my_batch.html
+    """
+    read(experiment)
+    from flows.experiment import run_experiment
+
+    folder = default_results() if results is None else results
+    answer = run_experiment(
+        experiment,
+        note,
+        results=str(folder),
+        report=None if report is None else str(report),
+        workers=workers or 2,
+        address=address,
+        scheduler_file=None if scheduler_file is None else str(scheduler_file),
+        retries=retries,
+    )
+    if as_json:
+        print_json(answer)
+    else:
+        columns = list(answer["rows"][0])
+        rows = [[row[c] for c in columns] for row in answer["rows"]]
+        out.print(make_table(columns, rows, answer["experiment"]))
+        say(
+            f"{answer['n_complete']} of {len(rows)} runs complete, "
+            f"{answer['n_skipped']} of them before; page: {answer['report']}"
+        )
+    if answer["failed"]:
+        for name, why in answer["failed"].items():
+            print_error(f"{name}: {why}")
+        raise typer.Exit(EXIT_FAILED)
 
 
 def list_shipped(as_json: Json = False) -> None:

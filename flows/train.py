@@ -42,6 +42,22 @@ class Attendant:
 _attendant: ContextVar[Attendant | None] = ContextVar("attendant", default=None)
 
 
+@contextmanager
+def attended(
+    stop: StopRequest, progress: ProgressCallback | None = None
+) -> Iterator[None]:
+    """Let a stop request and a display of ours attend the training in this context."""
+    token = _attendant.set(Attendant(progress or _nothing, stop))
+    try:
+        yield
+    finally:
+        _attendant.reset(token)
+
+
+def _nothing(_: Progress) -> None:
+    return None
+
+
 def _worth_resuming(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Try once more after a lost cluster or disk, not after what the user must mend."""
     error = state.result(raise_on_failure=False)
@@ -169,12 +185,8 @@ def run_train_flow(
     ------
     Exception — whatever the training raised.
     """
-    with stop_on_signals(say) as stop:
-        token = _attendant.set(Attendant(listener, stop))
-        try:
-            state = train_flow(config, results, again, return_state=True)
-        finally:
-            _attendant.reset(token)
+    with stop_on_signals(say) as stop, attended(stop, listener):
+        state = train_flow(config, results, again, return_state=True)
     answer: Any = state.result(raise_on_failure=False)
     if isinstance(answer, BaseException):
         raise answer

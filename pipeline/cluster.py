@@ -50,15 +50,23 @@ class Cluster:
         """Address of the Dask dashboard, if it runs."""
         return self.client.dashboard_link if self.config.dashboard else None
 
+    @property
+    def address(self) -> str:
+        """Address of the scheduler."""
+        scheduler: Any = self.client.scheduler
+        return str(scheduler.address)
+
     def workers(self) -> dict[str, str]:
         """Address → name of the workers a run may use now, in order of name."""
         info = self._everyone()
-        resource = self.config.resource
+        resource, only = self.config.resource, self.config.only
         usable = {
             address: str(worker.get("name", address))
             for address, worker in info.items()
             if resource is None or worker.get("resources", {}).get(resource, 0) >= 1
         }
+        if only:
+            usable = {a: name for a, name in usable.items() if name in only}
         ordered = sorted(usable.items(), key=lambda item: (len(item[1]), item[1]))
         return dict(ordered)
 

@@ -83,6 +83,7 @@ class ClusterConfig(Section):
     workers: Count = 2
     address: str | None = None
     scheduler_file: str | None = None
+    only: tuple[str, ...] = ()  # names of the workers it may use; none = all
     resource: str | None = None  # a Dask worker resource every task needs, such as GPU
     start_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     task_timeout_s: Annotated[float, Field(gt=0)] = 300.0

@@ -218,6 +218,34 @@ def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
     return _Job(spec, data, results / config.experiment, again)
 
 
+class RunIsLocked(RuntimeError):
+    """Another process trains this very run."""
+
+
+def stored(config: RunConfig, *, results: str | Path | None = None) -> Path | None:
+    """Return where a complete run of this configuration lies; None if nowhere.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError — on bad settings or data.
+    """
+    path = ensure_store(config.dataset)
+    job = _job(config, path, results_folder(results), again=False)
+    return job.store if job.store.exists() else None
+
+
+def is_locked(config: RunConfig, *, results: str | Path | None = None) -> bool:
+    """Whether some process trains this very run now."""
+    job = _job(
+        config, ensure_store(config.dataset), results_folder(results), again=False
+    )
+    try:
+        with _only(job):
+            return False
+    except RunIsLocked:
+        return True
+
+
 @contextlib.contextmanager
 def _only(job: _Job) -> Iterator[None]:
     """Hold the run's lock; another process that trains it is an error, not a race."""
@@ -225,7 +253,7 @@ def _only(job: _Job) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as err:
-        raise RuntimeError(
+        raise RunIsLocked(
             "`run` must be trained by one process at a time; "
             f"{job.spec.run_id} is being trained by another. Wait for it, or change a "
             "setting."
