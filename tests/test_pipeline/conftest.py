@@ -272,8 +272,9 @@ def board_values(cluster: Any) -> dict[str, Any]:
 def kill_at(small_cluster):
     """Return the function that kills a worker process whenever a version is reached.
 
-    One worker, or ``every`` one at once. The killings happen in a thread that watches the run's Variable, so while updates
-    run; the list it returns holds the versions at which one was killed.
+    One worker, or ``every`` one at once. The killings happen in a thread that watches
+    the run's Variable, so while updates run; the list it returns holds the versions at
+    which one was killed.
     """
     over = threading.Event()
     threads: list[threading.Thread] = []
