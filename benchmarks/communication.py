@@ -15,28 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _mnist import mnist_parser, parsed
 
-ROOT = Path(__file__).resolve().parents[1]
 LOSS = -0.01  # of accuracy, at most
 
 
 def main() -> None:
     """Train the pairs, print, and end with the JSON lines."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--mnist",
-        type=Path,
-        default=ROOT.parent / "shared" / "datasets" / "mnist",
-        help="folder with the four files",
-    )
+    parser = mnist_parser(__doc__, seeds=3)
     parser.add_argument("--samples", type=int, default=108_000, help="of each run")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each side")
-    parser.add_argument("--workers", type=int, default=2, help="local Dask workers")
     parser.add_argument("--latency", type=float, default=0.02, help="seconds")
+    parser.add_argument("--threshold", type=float, default=0.1, help="of SelSync")
     parser.add_argument("--delay", type=float, default=0.05, help="seconds a step")
-    options = parser.parse_args()
-    if not options.mnist.is_dir():
-        parser.error(f"`--mnist` must be a folder; got {options.mnist}. Name one.")
+    options = parsed(parser)
     from distributed import LocalCluster
 
     from pipeline.store import ingest
@@ -53,9 +44,11 @@ def main() -> None:
         lab = Lab(folder, options, cluster.scheduler_address)
         far = {"machines": 2, "latency_s": options.latency}
         slow = {"delays": {3: options.delay}}
-        figures += lab.pair("node_based", "node-based", far, "wall_time_s", 1.0)
-        figures += lab.pair("selsync", "selsync", {}, "bytes_moved", 1.0)
-        figures += lab.pair("async_sgd", "async-sgd", slow, "wall_time_s", 1.0)
+        selsync = {"kind": "selsync", "threshold": options.threshold}
+        node_based, free = {"kind": "node-based"}, {"kind": "async-sgd"}
+        figures += lab.pair("node_based", node_based, far, "wall_time_s", 1.0)
+        figures += lab.pair("selsync", selsync, {}, "bytes_moved", 1.0)
+        figures += lab.pair("async_sgd", free, slow, "wall_time_s", 1.0)
     for figure in figures:
         print(json.dumps(figure))
 
@@ -67,13 +60,19 @@ class Lab:
         self.folder, self.options, self.address = folder, options, address
 
     def pair(
-        self, name: str, kind: str, settings: dict[str, Any], what: str, goal: float
+        self,
+        name: str,
+        algorithm: dict[str, Any],
+        settings: dict[str, Any],
+        what: str,
+        goal: float,
     ) -> list[dict[str, Any]]:
-        """Median ratio all-reduce ÷ ``kind``, and the median accuracy difference."""
+        """Median ratio all-reduce ÷ the other, and the median accuracy difference."""
+        kind = algorithm["kind"]
         ratios, gaps = [], []
         for seed in range(self.options.seeds):
-            reference = self.train("all-reduce-sgd", settings, seed, name)
-            other = self.train(kind, settings, seed, name)
+            reference = self.train({"kind": "all-reduce-sgd"}, settings, seed, name)
+            other = self.train(algorithm, settings, seed, name)
             ratios.append(reference[what] / other[what])
             gaps.append(other["test_accuracy"] - reference["test_accuracy"])
             print(
@@ -104,7 +103,11 @@ class Lab:
         ]
 
     def train(
-        self, kind: str, settings: dict[str, Any], seed: int, experiment: str
+        self,
+        algorithm: dict[str, Any],
+        settings: dict[str, Any],
+        seed: int,
+        experiment: str,
     ) -> dict[str, Any]:
         """Attributes of one run."""
         from pipeline.config import validate_config
@@ -113,8 +116,8 @@ class Lab:
         data = {
             "dataset": "mnist",
             "model": {"name": "mlp", "hidden": [32]},
-            "algorithm": kind,
-            "mode": "async" if kind == "async-sgd" else "sync",
+            "algorithm": algorithm,
+            "mode": "async" if algorithm["kind"] == "async-sgd" else "sync",
             "budget": {"samples": self.options.samples},
             "seed": seed,
             "experiment": experiment,

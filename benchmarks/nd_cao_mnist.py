@@ -14,26 +14,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from _mnist import mnist_parser, parsed
+
 GOAL = 0.92
 DIFFERENCE = -0.01
 
 
 def main() -> None:
     """Train, print, and end with the JSON lines."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--mnist",
-        type=Path,
-        default=ROOT.parent / "shared" / "datasets" / "mnist",
-        help="folder with the four files",
-    )
+    parser = mnist_parser(__doc__, seeds=1)
     parser.add_argument("--values", type=int, default=6_000, help="loss values")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each mode")
-    parser.add_argument("--workers", type=int, default=2, help="local Dask workers")
-    options = parser.parse_args()
-    if not options.mnist.is_dir():
-        parser.error(f"`--mnist` must be a folder; got {options.mnist}. Name one.")
+    options = parsed(parser)
     from pipeline.store import ingest
 
     lines = []

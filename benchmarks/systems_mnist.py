@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _mnist import mnist_parser, parsed
 from scipy import stats
 
-ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = 270_000  # five epochs of the 54,000 training images
 LOSS_VALUES = 6_000
 REPLICAS = {
@@ -48,34 +48,27 @@ FULL_BATCH_GOAL = 0.90
 
 def main() -> None:
     """Train what is missing, print and write the tables, end with the JSON lines."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--mnist",
-        type=Path,
-        default=ROOT.parent / "shared" / "datasets" / "mnist",
-        help="folder with the four files",
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method")
-    parser.add_argument("--workers", type=int, default=2, help="local Dask workers")
+    parser = mnist_parser(__doc__, seeds=3)
     parser.add_argument(
         "--out", type=Path, default=Path("systems"), help="stores, runs, tables.md"
     )
     parser.add_argument("--only", nargs="*", help="methods; default: all")
-    options = parser.parse_args()
+    parser.add_argument("--pictures", type=Path, help="folder for a curve a method")
+    options = parsed(parser)
     from distributed import LocalCluster
 
     from pipeline.store import ingest
 
     store = options.out / "mnist.zarr"
     if not store.exists():
-        if not options.mnist.is_dir():
-            parser.error(f"`--mnist` must be a folder; got {options.mnist}. Name one.")
         ingest("mnist", source=options.mnist, store=store)
     with LocalCluster(
         n_workers=options.workers, threads_per_worker=1, dashboard_address=None
     ) as cluster:
         lab = Lab(options, store, cluster.scheduler_address)
         tables, figures = lab.tables()
+    if options.pictures:
+        draw(lab.curves, options.pictures)
     text = "\n\n".join(tables) + "\n"
     print(text)
     (options.out / "tables.md").write_text(text, encoding="utf-8")
@@ -88,6 +81,7 @@ class Lab:
 
     def __init__(self, options: argparse.Namespace, store: Path, address: str) -> None:
         self.options, self.store, self.address = options, store, address
+        self.curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def tables(self) -> tuple[list[str], list[dict[str, Any]]]:
         """Markdown tables and figures."""
@@ -144,6 +138,9 @@ class Lab:
             ds = train(validate_config(data), results=results, store=self.store)
             print(f"{ds.attrs['run_id']}: {ds.attrs['test_accuracy']:.4f}", flush=True)
             found.append(ds.attrs)
+            if "algorithm" in settings and settings["algorithm"] == kind:
+                curve = ds["n_samples"].values, ds["test_accuracy"].values
+                self.curves.setdefault(kind, []).append(curve)
         mean, half = interval([attrs["test_accuracy"] for attrs in found])
         return {
             "method": kind,
@@ -156,6 +153,32 @@ class Lab:
             "wall time s": f"{average(found, 'wall_time_s'):,.1f}",
             "mean": mean,
         }
+
+
+def draw(curves: dict[str, list[tuple[np.ndarray, np.ndarray]]], folder: Path) -> None:
+    """One picture a method: test accuracy against samples, SGD's for comparison."""
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, runs in curves.items():
+        picture = Figure(figsize=(6.4, 3.0), dpi=100, layout="constrained")
+        axes = picture.subplots()
+        for samples, accuracy in curves.get("sgd", []) if kind != "sgd" else []:
+            axes.plot(samples, accuracy, color="0.65", linewidth=1, label="sgd")
+        for samples, accuracy in runs:
+            axes.plot(samples, accuracy, color="tab:blue", linewidth=1.5, label=kind)
+        if max(samples[-1] for samples, _ in runs) > 10 * SAMPLES:
+            axes.set_xscale("symlog", linthresh=SAMPLES / 20)
+        named = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+        axes.legend(named.values(), named.keys(), loc="lower right", frameon=False)
+        high = min(accuracy[-1] for _, accuracy in runs) > 0.9
+        axes.set(
+            xlabel="samples scored or trained on, all nodes together",
+            ylim=(0.85 if high else 0, 1),
+        )
+        axes.set_ylabel("test accuracy")
+        axes.grid(color="0.9")
+        picture.savefig(folder / f"{kind}.png")
 
 
 def default_mode(kind: str) -> str:

@@ -36,6 +36,7 @@ SETTINGS = {
     "distributed.worker.memory.spill": False,
 }
 POLL_S = 0.1
+LOOK_S = 1.0  # between two questions which workers there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,35 @@ class Cluster:
                     "cluster.start_timeout_s."
                 )
             time.sleep(POLL_S)
+
+
+class Roster:
+    """The workers of one run as tasks are placed on them; asked for once a second."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._names: dict[str, str] = {}
+        self._looked = 0.0
+
+    def names(self) -> dict[str, str]:
+        """Address → name of the workers that were there a moment ago."""
+        if time.monotonic() - self._looked > LOOK_S or not self._names:
+            self._names = self._cluster.workers()
+            self._looked = time.monotonic()
+        return self._names
+
+    def place(self, slot: int) -> dict[str, Any]:
+        """Where a task prefers to run; another worker takes it if that one is gone."""
+        config = self._cluster.config
+        addresses = list(self.names()) or self._cluster.wait_for_workers()
+        mine = addresses[: config.workers]
+        return {
+            "workers": [mine[slot % len(mine)]],
+            "allow_other_workers": True,
+            "resources": {config.resource: 1} if config.resource else None,
+            "pure": False,
+            "fifo_timeout": "0ms",
+        }
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import queue
 import threading
 import time
 import uuid
@@ -12,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from distributed import Future, KilledWorker, get_client, get_worker
+from distributed import Future, get_client, get_worker
 
 from blocks.algorithm import LossRecord
-from pipeline.cluster import Cluster
+from pipeline.cluster import Cluster, Roster
 from pipeline.context import RunSpec, context_of
 from pipeline.executor import (
     Done,
@@ -27,6 +26,7 @@ from pipeline.executor import (
     UpdateTask,
 )
 from pipeline.loss_board import VariableBoard
+from pipeline.pending import Pending
 from pipeline.placement import group_slots, place_nodes
 from pipeline.updates import Resident, record_of, score_points, take_step
 
@@ -70,19 +70,13 @@ class FuturesExecutor:
         self._published: dict[int, Future[Any]] = {}  # the publication under way
         self._shares: dict[int, tuple[ScoreTask, list[Future[Any]], set[str]]] = {}
         self._held: list[UpdateTask] = []
-        self._finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
-        self._tasks: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self._pending: Pending[UpdateTask | ScoreTask] = Pending(cluster.client)
+        self._roster = Roster(cluster)
         self._count = 0
-        self._addresses: list[str] = []
-        self._names: dict[str, str] = {}
-        self._looked = 0.0
 
     def close(self) -> None:
         """Cancel what is queued, drop the workers' states, delete the Variable."""
-        with self._lock:
-            rest = [future for future, *_ in self._tasks.values()]
-        self.client.cancel(rest)
+        self._pending.cancel()
         self.cluster.forget(self.board_name, forget)
 
     def now(self) -> float:
@@ -93,29 +87,9 @@ class FuturesExecutor:
         """Nodes by group."""
         return self._groups
 
-    def _place(self, slot: int) -> dict[str, Any]:
-        """Where a task prefers to run; another worker takes it if that one is gone."""
-        self._look()
-        if not self._addresses:
-            self._addresses = self.cluster.wait_for_workers()
-        resource = self.cluster.config.resource
-        return {
-            "workers": [self._addresses[slot % len(self._addresses)]],
-            "allow_other_workers": True,
-            "resources": {resource: 1} if resource else None,
-            "pure": False,
-        }
-
-    def _look(self) -> None:
-        """Ask, at most once a second, which workers there are."""
-        if time.monotonic() - self._looked > 1.0 or not self._addresses:
-            self._names = self.cluster.workers()
-            self._addresses = list(self._names)[: self.n_workers]
-            self._looked = time.monotonic()
-
     def _submit(
         self,
-        what: Any,
+        what: UpdateTask | ScoreTask | None,
         function: Any,
         *args: Any,
         key: str,
@@ -125,18 +99,10 @@ class FuturesExecutor:
         """Submit a task; ``needs``: further workers that must live for it to run."""
         self._count += 1
         unique = f"{key}-{self._nonce}-{self._count}"
-        future = self.client.submit(
-            function, *args, key=unique, fifo_timeout="0ms", **where
-        )
+        future: Future[Any] = self.client.submit(function, *args, key=unique, **where)
         if what is not None:
-            needed = {*where["workers"], *(needs or ())}
-            with self._lock:
-                self._tasks[unique] = (future, what, needed)
-            future.add_done_callback(self._note)
+            self._pending.add(future, what, {*where["workers"], *(needs or ())})
         return future
-
-    def _note(self, future: Future[Any]) -> None:
-        self._finished.put(future)
 
     def submit_update(self, task: UpdateTask) -> None:
         """Queue an update behind the publication of what it must see.
@@ -159,7 +125,7 @@ class FuturesExecutor:
             self._published[task.at_least] if pending else None,
             key=f"update-{blocks}-s{task.step}",
             priority=UPDATE_PRIORITY,
-            **self._place(self._slots[task.group]),
+            **self._roster.place(self._slots[task.group]),
         )
 
     def submit_score(self, task: ScoreTask) -> None:
@@ -171,7 +137,7 @@ class FuturesExecutor:
         shares, needed = [], set()
         for i, part in enumerate(parts):
             if len(part):
-                where = self._place(i)
+                where = self._roster.place(i)
                 needed |= set(where["workers"])
                 shares.append(
                     self._submit(
@@ -209,7 +175,7 @@ class FuturesExecutor:
                 key=f"publish-v{version}",
                 needs=needed,
                 priority=UPDATE_PRIORITY,
-                **self._place(0),
+                **self._roster.place(0),
             )
         }
         held, self._held = self._held, []
@@ -218,55 +184,9 @@ class FuturesExecutor:
 
     def poll(self, timeout_s: float) -> list[Done]:
         """Answers since the last call."""
-        try:
-            finished = [self._finished.get(timeout=timeout_s)]
-        except queue.Empty:
-            return self._stranded()
-        while True:
-            try:
-                finished.append(self._finished.get_nowait())
-            except queue.Empty:
-                break
-        with self._lock:
-            taken = [self._tasks.pop(str(f.key), (None, None, None)) for f in finished]
-        known = [(f, what) for f, (_, what, _) in zip(finished, taken, strict=True)]
-        answers: list[Done] = []
-        ready = [
-            (f, task)
-            for f, task in known
-            if task is not None and f.status == "finished"
-        ]
-        values = self.client.gather([f for f, _ in ready], errors="skip")
-        if len(values) == len(ready):
-            answers += [
-                self._answer(t, v) for (_, t), v in zip(ready, values, strict=True)
-            ]
-        else:  # a worker died between its answer and our asking
-            answers += [Lost(task) for _, task in ready]
-        for future, task in known:
-            if task is None or future.status == "finished":
-                continue
-            if future.status == "error":
-                error = future.exception()
-                if not isinstance(error, KilledWorker):
-                    raise error
-            answers.append(Lost(task))
-        return answers + self._stranded()
-
-    def _stranded(self) -> list[Done]:
-        """Tasks whose worker is gone; Dask itself runs them elsewhere, but not always.
-
-        If no worker was left, it binds a task to one that is gone for good, and those
-        that come later never get it, ``allow_other_workers`` or not.
-        """
-        self._look()
-        alive = set(self._names)
-        with self._lock:
-            gone = {k: one for k, one in self._tasks.items() if not one[2] <= alive}
-            for key in gone:
-                del self._tasks[key]
-        self.client.cancel([future for future, *_ in gone.values()])
-        return [Lost(task) for _, task, _ in gone.values()]
+        answers, gone = self._pending.take(timeout_s, self._roster.names())
+        done = [self._answer(task, value) for task, value in answers]
+        return [*done, *(Lost(task) for task in gone)]
 
     def _answer(self, task: Any, value: Any) -> Done:
         if isinstance(task, ScoreTask):
@@ -275,9 +195,8 @@ class FuturesExecutor:
             self._publish_next()
             return ScoreDone(task, record, start, end)
         done: UpdateDone = value
-        return replace(
-            done, task=task, worker=self._names.get(done.worker, done.worker)
-        )
+        names = self._roster.names()
+        return replace(done, task=task, worker=names.get(done.worker, done.worker))
 
 
 _RESIDENT: dict[tuple[str, tuple[int, ...]], Resident] = {}
