@@ -57,5 +57,5 @@ $(RUN): pyproject.toml constraints.txt | $(BIN)/pip
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/pip
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,jobqueue,kubernetes]'
 	@touch $(RUN) $@

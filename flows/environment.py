@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config import ClusterConfig
 
 PREFECT_DEFAULTS = {
     # Both halves of Prefect's telemetry off: client events and server heartbeat.
@@ -41,6 +45,19 @@ def home() -> Path:
 def default_results() -> Path:
     """Folder of run stores when none is named."""
     return home() / "results"
+
+
+def shared_cluster() -> ClusterConfig | None:
+    """The running Dask cluster that ``$NDCAO_SCHEDULER_FILE`` names; None if unset.
+
+    ``ndcao up`` and the deployments set it, so that every flow run shares one cluster.
+    """
+    path = os.environ.get("NDCAO_SCHEDULER_FILE")
+    if not path:
+        return None
+    from pipeline.config import ClusterConfig
+
+    return ClusterConfig(kind="scheduler-file", scheduler_file=path)
 
 
 def keep_prefect_local() -> None:
