@@ -271,7 +271,9 @@ def test_broken_pipe__ends_quietly(home):
 
 def test_console_script__ctrl_c_during_ingest_leaves_no_store(home):
     code = (
-        "import time, flows.stores as s\n"
+        "import signal, time, flows.stores as s\n"
+        # a shell that runs us in the background has it ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def slow(*a, **k): print('ready', flush=True); time.sleep(60)\n"
         "s.ingest_to_dict = slow\n"
         "import sys; from flows.cli import run; sys.exit(run(['ingest', 'digits']))"
