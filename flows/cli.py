@@ -16,7 +16,15 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flows import cli_compare, cli_experiment, cli_ingest, cli_runs, cli_train
+from flows import (
+    cli_cluster,
+    cli_compare,
+    cli_experiment,
+    cli_ingest,
+    cli_runs,
+    cli_train,
+    cli_up,
+)
 from flows.console import out, print_error, say
 from flows.environment import quiet_prefect_console
 from flows.errors import EXIT_INTERRUPTED, EXIT_USAGE, describe, exit_code
@@ -37,6 +45,7 @@ $ ndcao compare RUN RUN --out report.html
 """
 
 DATA, TRAIN, RESULTS, HELP = "Data", "Training", "Results", "Help"
+DEPLOYED = "Deployments"
 
 app = typer.Typer(
     name="ndcao",
@@ -83,6 +92,16 @@ def experiment(context: typer.Context) -> None:
         out.print(context.get_help())
 
 
+clusters = typer.Typer(rich_markup_mode="rich")
+
+
+@clusters.callback(invoke_without_command=True)
+def cluster(context: typer.Context) -> None:
+    """Where runs compute."""
+    if context.invoked_subcommand is None:
+        out.print(context.get_help())
+
+
 _add("ingest", DATA, cli_ingest.ingest)
 _add("train", TRAIN, cli_train.train)
 _add("resume", TRAIN, cli_train.resume)
@@ -91,11 +110,15 @@ app.add_typer(experiments, name="experiment", rich_help_panel=TRAIN)
 _add("show", None, cli_experiment.show, experiments)
 _add("run", None, cli_experiment.run, experiments)
 _add("list", None, cli_experiment.list_shipped, experiments)
+app.add_typer(clusters, name="cluster", rich_help_panel=TRAIN)
+_add("show", None, cli_cluster.show, clusters)
 _add("runs", RESULTS, cli_runs.runs)
 _add("compare", RESULTS, cli_compare.compare)
 _add("evaluate", RESULTS, cli_runs.evaluate)
 _add("replay", RESULTS, cli_runs.replay)
 _add("export", RESULTS, cli_runs.export)
+_add("up", DEPLOYED, cli_up.up)
+_add("deploy", DEPLOYED, cli_up.deploy)
 _add("algorithms", HELP, cli_compare.algorithms)
 _add("doctor", HELP, cli_compare.doctor)
 

@@ -1,0 +1,191 @@
+"""The parts of ``ndcao up``: how each is started, and when it is ready."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows import up_state
+from flows.deployments import HEARTBEAT_S, POOL
+from flows.environment import keep_prefect_local
+from flows.supervisor import Program, Stop, Supervisor
+
+HOST = "127.0.0.1"  # Prefect and Dask take anyone's code: never a public address
+READY_S = 120.0  # limit for each process's start
+QUERY_S = 2  # between two looks of the Prefect worker for runs that are due
+_DASK = (sys.executable, "-m", "dask")
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Parts:
+    """Starts each part, and waits until it answers."""
+
+    supervisor: Supervisor
+    logs: Path
+    stop: Stop
+    say: Say
+
+    def server(self, port: int) -> dict[str, str]:
+        """Use the configured Prefect API, or start a server."""
+        keep_prefect_local()
+        from prefect.settings import get_current_settings
+
+        configured = get_current_settings().api.url
+        if configured:
+            url = str(configured)
+            if not _answers(f"{url.rstrip('/')}/health"):
+                raise RuntimeError(
+                    f"`PREFECT_API_URL` must name a server that runs; got no answer "
+                    f"from {url}. Start it, or unset it."
+                )
+            return {"api_url": url, "ui_url": url.removesuffix("/api")}
+        port = _free_port(port, "--port")
+        root = f"http://{HOST}:{port}"
+        words = ["server", "start", "--host", HOST, "--port", str(port)]
+        self._start(
+            "prefect-server",
+            [sys.executable, "-m", "prefect", *words],
+            {"PREFECT_SERVER_UI_API_URL": f"{root}/api"},
+            ready=lambda: _answers(f"{root}/api/health"),
+        )
+        return {"api_url": f"{root}/api", "ui_url": root}
+
+    def dask(self, dashboard_port: int, workers: int, gpus: bool) -> dict[str, str]:
+        """Start a scheduler, and its workers."""
+        file = up_state.folder() / "scheduler.json"
+        file.unlink(missing_ok=True)
+        port = _free_port(0, "")  # kept over restarts, so that clients come back
+        words = ["--host", HOST, "--port", str(port)]
+        words += ["--dashboard-address", f"{HOST}:{_free_port(dashboard_port, '')}"]
+        self._start(
+            "dask-scheduler",
+            [*_DASK, "scheduler", *words, "--scheduler-file", str(file)],
+            dask_environment(),
+            ready=lambda: _read_scheduler(file) is not None,
+        )
+        words = ["--host", HOST, "--nthreads", "1", "--scheduler-file", str(file)]
+        words += ["--local-directory", str(up_state.folder() / "dask")]
+        for name, more, environment in _worker_sets(workers, gpus):
+            self._start(
+                name,
+                [*_DASK, "worker", *words, *more, "--name", name],
+                {**dask_environment(), **environment},
+            )
+        services = (_read_scheduler(file) or {}).get("services", {})
+        return {
+            "scheduler_file": str(file),
+            "dashboard": f"http://{HOST}:{services.get('dashboard')}/status",
+        }
+
+    def environment(self, state: Mapping[str, Any]) -> dict[str, str]:
+        """What flow runs find in their environment."""
+        return {
+            "NDCAO_HOME": state["home"],
+            "NDCAO_SCHEDULER_FILE": state["scheduler_file"],
+        }
+
+    def worker(self, state: Mapping[str, Any]) -> None:
+        """Start the Prefect worker that runs flows of the work pool."""
+        words = ["worker", "start", "--pool", POOL, "--type", "process"]
+        self.supervisor.start(
+            Program(
+                "prefect-worker",
+                [sys.executable, "-m", "prefect", *words, "--name", "ndcao-up"],
+                {
+                    **self.environment(state),
+                    "PREFECT_API_URL": state["api_url"],
+                    "PREFECT_WORKER_QUERY_SECONDS": str(QUERY_S),
+                    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+                },
+                self.logs / "prefect-worker.log",
+                grandchildren_first=True,
+            )
+        )
+
+    def _start(
+        self,
+        name: str,
+        command: list[str],
+        environment: Mapping[str, str],
+        ready: Callable[[], bool] | None = None,
+    ) -> None:
+        self.say(f"starting {name}")
+        program = Program(name, command, environment, self.logs / f"{name}.log")
+        self.supervisor.start(program)
+        if ready is not None:
+            self.supervisor.wait_until(ready, name, READY_S, self.stop)
+
+
+def dask_environment() -> dict[str, str]:
+    """Our Dask settings as environment variables, for processes of their own."""
+    from pipeline.cluster import SETTINGS
+
+    return {
+        "DASK_" + key.upper().replace(".", "__").replace("-", "_"): str(value)
+        for key, value in SETTINGS.items()
+    }
+
+
+def _worker_sets(
+    workers: int, gpus: bool
+) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    if not gpus:
+        yield "dask-worker", ["--nworkers", str(workers)], {}
+        return
+    from pipeline.cluster import visible_gpus
+
+    for i, gpu in enumerate(visible_gpus()):
+        own = {"CUDA_VISIBLE_DEVICES": gpu, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        yield f"dask-worker-gpu{i}", ["--resources", "GPU=1"], own
+
+
+def _read_scheduler(file: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2.0) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _free_port(wanted: int, flag: str) -> int:
+    """``wanted`` if nobody listens there; for 0, or without a flag, another if so."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, wanted))
+        except OSError as err:
+            if flag:
+                raise ValueError(
+                    f"`{flag}` must be free; got {wanted}: {err.strerror}. Pass "
+                    f"{flag} 0 for any free one, or set PREFECT_API_URL if a Prefect "
+                    "server runs there."
+                ) from err
+            probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def default_workers() -> int:
+    """Dask workers by default: one a core this process may use."""
+    return (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else (os.cpu_count() or 1)
+    )

@@ -1,0 +1,79 @@
+"""What ``ndcao up`` runs, in a file under the home that other commands read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from flows.environment import home
+
+TOLERANCE_S = 1.0  # of a process's recorded start
+
+
+def folder() -> Path:
+    """Folder of ``up``'s state and logs: ``.ndcao`` under the home."""
+    return home().resolve() / ".ndcao"
+
+
+def state_file() -> Path:
+    """The file that says what runs."""
+    return folder() / "up.json"
+
+
+def write(state: dict[str, Any], processes: list[tuple[str, int]]) -> None:
+    """Keep what runs: addresses, and each process with the time of its start."""
+    known = [
+        {"name": name, "pid": pid, "started": _started(pid)} for name, pid in processes
+    ]
+    me = {"name": "up", "pid": os.getpid(), "started": _started(os.getpid())}
+    text = json.dumps({**state, "up": me, "processes": known}, indent=2)
+    path = state_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read() -> dict[str, Any] | None:
+    """What was written last; None if nothing, or if it cannot be read."""
+    try:
+        found: dict[str, Any] = json.loads(state_file().read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found
+
+
+def running() -> dict[str, Any] | None:
+    """The state of an ``ndcao up`` that runs in this home and is ready; else None."""
+    state = read()
+    return state if state and state.get("ready") and alive(state["up"]) else None
+
+
+def leftovers() -> list[int]:
+    """Processes of an ``ndcao up`` that was killed, and that still run."""
+    state = read()
+    if state is None or alive(state["up"]):
+        return []
+    return [one["pid"] for one in state["processes"] if alive(one)]
+
+
+def alive(process: dict[str, Any]) -> bool:
+    """Whether a recorded process runs: the same one, not another with its number."""
+    started = _started(process["pid"])
+    if started is None or process["started"] is None:
+        return False
+    return abs(started - float(process["started"])) < TOLERANCE_S
+
+
+def _started(pid: int) -> float | None:
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return float(process.create_time())
+    except psutil.NoSuchProcess:
+        return None
