@@ -21,6 +21,13 @@ def compare(
     report: Annotated[
         Path, typer.Option("--out", help="The page to write; opens with no network.")
     ] = Path("report.html"),
+    export: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Write the runs as .nc, .zarr, .csv or .parquet too; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     results: Results = None,
     as_json: Json = False,
 ) -> None:
@@ -32,23 +39,33 @@ def compare(
     [bold]Examples[/bold]
     $ ndcao compare RUN RUN
     $ ndcao compare results/default/*.zarr --out report.html
+    $ ndcao compare RUN RUN --export runs.nc --export runs.csv
     """
     from flows.outcome import stores_of
-    from pipeline.compare import combine_runs, summary_table
+    from pipeline.compare import combine_runs, loaded, summary_table
+    from pipeline.exports import check_export, write_export
     from pipeline.report import write_report
 
+    for path in export or ():
+        check_export(path)
     folder = default_results() if results is None else results
     combined = combine_runs(stores_of(runs, folder))
+    if export:
+        combined = loaded(combined)
     table = summary_table(combined)
     page = write_report(combined, report)
+    files = [file for path in export or () for file in write_export(combined, path)]
     rows = table.reset_index().to_dict(orient="records")
     if as_json:
-        print_json({"report": str(page), "runs": rows})
+        exports = [str(file) for file in files]
+        print_json({"report": str(page), "exports": exports, "runs": rows})
         return
     from flows.tables import comparison_table
 
     out.print(comparison_table(rows))
     note(f"curves: {page}")
+    for file in files:
+        note(f"export: {file}")
 
 
 def algorithms(as_json: Json = False) -> None:

@@ -14,6 +14,7 @@ from flows.environment import default_results
 from flows.errors import EXIT_FAILED, EXIT_USAGE
 
 if TYPE_CHECKING:
+    from pipeline.config import ClusterConfig
     from pipeline.experiment import Experiment, PlannedRun
 
 COLUMNS = ("run", "algorithm", "mode", "dataset", "model", "seed", "budget")
@@ -93,9 +94,7 @@ def run(
         note,
         results=str(folder),
         report=None if report is None else str(report),
-        workers=workers or 2,
-        address=address,
-        scheduler_file=None if scheduler_file is None else str(scheduler_file),
+        cluster=_cluster(workers, address, scheduler_file),
         retries=retries,
     )
     if as_json:
@@ -112,6 +111,18 @@ def run(
         for name, why in answer["failed"].items():
             print_error(f"{name}: {why}")
         raise typer.Exit(EXIT_FAILED)
+
+
+def _cluster(
+    workers: int | None, address: str | None, scheduler_file: Path | None
+) -> ClusterConfig | None:
+    """Return the cluster that flags name; None = the flow chooses."""
+    from pipeline.config import ClusterConfig
+
+    flags = o.nested_flags(
+        workers=workers, address=address, scheduler_file=scheduler_file
+    )
+    return ClusterConfig(**flags["cluster"]) if flags else None
 
 
 def list_shipped(as_json: Json = False) -> None:

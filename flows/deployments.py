@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.environment import home
+from flows.schedules import describe, kept_schedules, tagged
 from flows.up_state import running
 
 POOL = "ndcao"
@@ -71,6 +72,8 @@ def deployment_environment() -> dict[str, str]:
 def deploy(url: str, environment: dict[str, str]) -> list[dict[str, Any]]:
     """Apply every deployment and the automation; safe to repeat.
 
+    Schedules that people have switched on, or added, stay so.
+
     Parameters
     ----------
     url : of the Prefect API.
@@ -84,45 +87,52 @@ def deploy(url: str, environment: dict[str, str]) -> list[dict[str, Any]]:
     ------
     RuntimeError — if Prefect refuses; its own words are in the message.
     """
+    from prefect import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: url}):
-        _work_pool()
-        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-        try:
-            done = subprocess.run(
-                [*command, "--prefect-file", str(prefect_file())],
-                env={**os.environ, **environment, "PREFECT_API_URL": url},
-                cwd=environment["NDCAO_HOME"],
-                capture_output=True,
-                text=True,
-                timeout=APPLY_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as err:
-            raise RuntimeError(
-                f"`prefect deploy` must end within {APPLY_S:g} s; got no answer from "
-                f"{url}. Look at the server's log."
-            ) from err
-        if done.returncode:
-            raise RuntimeError(
-                f"`prefect deploy` must succeed; it ended with {done.returncode}:\n"
-                f"{(done.stdout + done.stderr).strip()[-2000:]}"
-            )
+    with (
+        temporary_settings({PREFECT_API_URL: url}),
+        get_client(sync_client=True) as client,
+    ):
+        _work_pool(client)
+        with kept_schedules(client, POOL):
+            _apply(url, environment)
         mark_silent_runs()
-        return _deployed()
+        return _deployed(client)
 
 
-def _work_pool() -> None:
-    from prefect import get_client
+def _apply(url: str, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    try:
+        done = subprocess.run(
+            [*command, "--prefect-file", str(prefect_file())],
+            env={**os.environ, **environment, "PREFECT_API_URL": url},
+            cwd=environment["NDCAO_HOME"],
+            capture_output=True,
+            text=True,
+            timeout=APPLY_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as err:
+        raise RuntimeError(
+            f"`prefect deploy` must end within {APPLY_S:g} s; got no answer from "
+            f"{url}. Look at the server's log."
+        ) from err
+    if done.returncode:
+        raise RuntimeError(
+            f"`prefect deploy` must succeed; it ended with {done.returncode}:\n"
+            f"{(done.stdout + done.stderr).strip()[-2000:]}"
+        )
+
+
+def _work_pool(client: Any) -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
-    with get_client(sync_client=True) as client:
-        try:
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        except ObjectAlreadyExists:
-            return
+    try:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    except ObjectAlreadyExists:
+        return
 
 
 def mark_silent_runs() -> None:
@@ -146,6 +156,12 @@ def mark_silent_runs() -> None:
             after={heartbeat},
             expect={heartbeat, *(RUN_EVENT + end for end in ENDS)},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            # Of deployments alone: a server on SQLite locks itself out, for up to a
+            # minute, when the triggers of many runs are evaluated at once.
+            match_related={
+                "prefect.resource.role": ["tag"],
+                "prefect.resource.id": [f"prefect.tag.{POOL}"],
+            },
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -169,28 +185,13 @@ def mark_silent_runs() -> None:
     rule.update()
 
 
-def _deployed() -> list[dict[str, Any]]:
-    from prefect import get_client
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
-
-    with get_client(sync_client=True) as client:
-        found = client.read_deployments(
-            deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[POOL]))
-        )
-        flows = {d.flow_id: client.read_flow(d.flow_id).name for d in found}
+def _deployed(client: Any) -> list[dict[str, Any]]:
     rows = [
         {
-            "deployment": f"{flows[d.flow_id]}/{d.name}",
-            "schedule": "; ".join(_schedule(s) for s in d.schedules) or "–",
+            "deployment": f"{client.read_flow(d.flow_id).name}/{d.name}",
+            "schedule": "; ".join(map(describe, d.schedules)) or "–",
             "description": d.description or "",
         }
-        for d in found
+        for d in tagged(client, POOL)
     ]
     return sorted(rows, key=lambda row: row["deployment"])
-
-
-def _schedule(one: Any) -> str:
-    rule = one.schedule
-    when = getattr(rule, "cron", None) or f"every {getattr(rule, 'interval', '?')}"
-    zone = getattr(rule, "timezone", None)
-    return f"{when} {zone or ''} ({'on' if one.active else 'paused'})"

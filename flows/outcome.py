@@ -7,6 +7,23 @@ from pathlib import Path
 from typing import Any
 
 
+class Unfinished(Exception):
+    """What a Failed or Cancelled state carries: why, and what there is all the same.
+
+    Prefect raises what such a state carries, and cannot raise a mapping.
+    """
+
+    def __init__(self, message: str, answer: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
+def answer_of(state: Any) -> Any:
+    """Return a flow run's answer, whether it finished or not, or its exception."""
+    found = state.result(raise_on_failure=False)
+    return found.answer if isinstance(found, Unfinished) else found
+
+
 def stores_of(runs: Iterable[str], results: Path) -> list[Path]:
     """Return the store of each run, named by id, by the start of its id, or by path.
 

@@ -20,10 +20,11 @@ from prefect.states import Cancelled, Failed
 from flows.artifacts import ProgressArtifact, add_tags, parameter, slug
 from flows.environment import default_results
 from flows.errors import EXIT_FAILED, exit_code
-from flows.outcome import diverged
+from flows.outcome import Unfinished, answer_of, diverged
 from flows.reporting import report_run_task
 from flows.stopping import StopRequest, stop_on_signals
 from pipeline.config import RunConfig
+from pipeline.leases import Lend, NoLease, RunIsLocked
 
 if TYPE_CHECKING:
     from pipeline.progress import Progress
@@ -37,6 +38,7 @@ class Attendant:
 
     progress: ProgressCallback
     stop: StopRequest
+    lend: Lend | None = None  # what gives the run its workers, in a batch
 
 
 _attendant: ContextVar[Attendant | None] = ContextVar("attendant", default=None)
@@ -44,10 +46,12 @@ _attendant: ContextVar[Attendant | None] = ContextVar("attendant", default=None)
 
 @contextmanager
 def attended(
-    stop: StopRequest, progress: ProgressCallback | None = None
+    stop: StopRequest,
+    progress: ProgressCallback | None = None,
+    lend: Lend | None = None,
 ) -> Iterator[None]:
     """Let a stop request and a display of ours attend the training in this context."""
-    token = _attendant.set(Attendant(progress or _nothing, stop))
+    token = _attendant.set(Attendant(progress or _nothing, stop, lend))
     try:
         yield
     finally:
@@ -61,6 +65,8 @@ def _nothing(_: Progress) -> None:
 def _worth_resuming(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Try once more after a lost cluster or disk, not after what the user must mend."""
     error = state.result(raise_on_failure=False)
+    if isinstance(error, NoLease | RunIsLocked):
+        return False
     expected = isinstance(error, RuntimeError | OSError)
     return expected and exit_code(error) == EXIT_FAILED
 
@@ -68,7 +74,7 @@ def _worth_resuming(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bo
 @task(
     name="train",
     retries=1,
-    retry_delay_seconds=10,
+    retry_delay_seconds=5,
     retry_condition_fn=_worth_resuming,
     cache_policy=NO_CACHE,
 )
@@ -81,6 +87,7 @@ def train_task(config: RunConfig, results: str, again: bool) -> dict[str, Any]:
     from pipeline.train import train
 
     artifact = ProgressArtifact(f"progress-{flow_run.name}")
+    attendant = _attendant.get()
     with _watched(artifact) as (progress, stop):
         dataset = train(
             config,
@@ -88,6 +95,7 @@ def train_task(config: RunConfig, results: str, again: bool) -> dict[str, Any]:
             progress=progress,
             again=again,
             stop=stop.event,
+            lend=attendant.lend if attendant else None,
         )
     line = summary(dataset)
     artifact.finish(str(line["status"]))
@@ -147,7 +155,10 @@ def train_flow(
     data = Path(config.dataset).name.removesuffix(".zarr")
     add_tags(config.mode, data, config.algorithm.kind)
     folder = str(default_results()) if results is None else results
-    line = train_task(config, folder, again)
+    try:
+        line = train_task(config, folder, again)
+    except NoLease as err:
+        return Cancelled(message=str(err))
     get_run_logger().info(
         "%s: %s, store %s", line["run_id"], line["status"], line["store"]
     )
@@ -160,10 +171,10 @@ def train_flow(
 def _final_state(line: dict[str, Any]) -> dict[str, Any] | State[dict[str, Any]]:
     if diverged(line):
         message = f"{line['stop_reason']}. The record is in {line['store']}."
-        return Failed(name="Diverged", message=message, data=line)
+        return Failed(name="Diverged", message=message, data=Unfinished(message, line))
     if line["status"] == "interrupted":
         message = f"Stopped at a checkpoint. Go on with: ndcao resume {line['run_id']}"
-        return Cancelled(message=message, data=line)
+        return Cancelled(message=message, data=Unfinished(message, line))
     return line
 
 
@@ -187,7 +198,7 @@ def run_train_flow(
     """
     with stop_on_signals(say) as stop, attended(stop, listener):
         state = train_flow(config, results, again, return_state=True)
-    answer: Any = state.result(raise_on_failure=False)
+    answer = answer_of(state)
     if isinstance(answer, BaseException):
         raise answer
     return answer

@@ -1,28 +1,22 @@
-"""The only file that knows local, address, scheduler file and CUDA clusters."""
+"""An open Dask cluster, whatever its kind: its workers, and who may use them."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask
-from distributed import (
-    Client,
-    LocalCluster,
-    Nanny,
-    Scheduler,
-    SpecCluster,
-    Variable,
-)
+from distributed import Client, Variable
 
-from pipeline.config import ClusterConfig
+from pipeline.cluster_adapt import Bounds
+from pipeline.cluster_admission import Admission
+from pipeline.cluster_config import ClusterConfig
+from pipeline.cluster_kinds import OURS, started
+from pipeline.cluster_kinds import visible_gpus as visible_gpus
 from pipeline.mailbox import MailboxPlugin
 
 logger = logging.getLogger(__name__)
@@ -45,6 +39,8 @@ class Cluster:
 
     client: Client
     config: ClusterConfig
+    bounds: Bounds | None = None  # of an adaptive cluster
+    admission: Admission | None = None  # of one whose processes are not copies of ours
 
     @property
     def dashboard(self) -> str | None:
@@ -58,7 +54,11 @@ class Cluster:
         return str(scheduler.address)
 
     def workers(self) -> dict[str, str]:
-        """Address → name of the workers a run may use now, in order of name."""
+        """Address → name of the workers a run may use now, in order of name.
+
+        Those that ``config.only`` names; any other while none of these is there, so
+        that a run goes on while workers come and go.
+        """
         info = self._everyone()
         resource, only = self.config.resource, self.config.only
         usable = {
@@ -66,8 +66,10 @@ class Cluster:
             for address, worker in info.items()
             if resource is None or worker.get("resources", {}).get(resource, 0) >= 1
         }
-        if only:
-            usable = {a: name for a, name in usable.items() if name in only}
+        named = {a: name for a, name in usable.items() if name in only}
+        usable = named or usable
+        if self.admission is not None:
+            usable = self.admission.usable(usable)
         ordered = sorted(usable.items(), key=lambda item: (len(item[1]), item[1]))
         return dict(ordered)
 
@@ -95,6 +97,25 @@ class Cluster:
             return identity
         except (OSError, AttributeError):  # the connection is gone
             return {}
+
+    def want(self, n: int) -> None:
+        """Ask for at least ``n`` workers; a cluster of fixed size ignores it.
+
+        An adaptive one keeps what Dask itself asks for if that is more, and stays
+        within its bounds. ``want(0)`` gives the workers back.
+        """
+        if self.bounds is not None:
+            self.bounds.want(n)
+
+    def bring(self, names: Iterable[str]) -> None:
+        """Send the user's own packages to the workers that cannot import them.
+
+        Raises
+        ------
+        RuntimeError — if a worker has another copy of one.
+        """
+        if self.admission is not None:
+            self.admission.bring(names)
 
     def forget(self, variable: str, function: Any = None) -> None:
         """Delete a run's Variable, and call ``function(variable)`` on every worker.
@@ -177,119 +198,33 @@ class Roster:
 def open_cluster(config: ClusterConfig, device: str = "cpu") -> Iterator[Cluster]:
     """Open (and close, if it was ours) the Dask cluster that ``config`` describes.
 
-    Local clusters run one single-threaded worker process per worker, one per GPU where
-    ``device`` is cuda, with ``CUDA_VISIBLE_DEVICES`` set for each. An address or a
-    scheduler file connects to a running cluster and leaves it running.
+    Workers that we start have one thread each, and one GPU each where ``device`` is
+    cuda. An address or a scheduler file connects to a running cluster and leaves it
+    running. There, versions are compared first, and our packages sent to workers that
+    have none.
 
     Raises
     ------
-    RuntimeError — if the scheduler cannot be reached in ``start_timeout_s``, the
-        device is missing, or no worker comes.
+    RuntimeError — if the scheduler cannot be reached in ``start_timeout_s``, a package
+        or device is missing, no worker comes, or one has other versions.
+    ValueError — if ``cluster.options`` are not what the kind of cluster needs.
     """
-    with dask.config.set(SETTINGS):
-        if config.kind == "local":
-            with (
-                _local(config, device) as cluster,
-                Client(cluster, set_as_default=False) as client,
-                client.as_current(),
-            ):
-                yield _ready(client, config)
-        else:
-            with _connect(config) as client, client.as_current():
-                yield _ready(client, config)
+    with (
+        dask.config.set(SETTINGS),
+        started(config, device) as (client, bounds),
+        client.as_current(),
+    ):
+        yield _ready(client, config, bounds)
 
 
-def _ready(client: Client, config: ClusterConfig) -> Cluster:
-    client.register_plugin(MailboxPlugin())
-    cluster = Cluster(client, config)
-    cluster.wait_for_workers()
-    return cluster
-
-
-def _local(config: ClusterConfig, device: str) -> Any:
-    dashboard = "127.0.0.1:0"
-    if device == "cuda":
-        return _local_cuda(config, dashboard)
-    resources = {config.resource: 1} if config.resource else None
-    return LocalCluster(
-        n_workers=config.workers,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address=dashboard,
-        resources=resources,
-    )
-
-
-def visible_gpus() -> list[str]:
-    """Names of this process's GPUs, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    if listed is not None:
-        return [name for name in listed.split(",") if name][:count]
-    return [str(i) for i in range(count)]
-
-
-def _local_cuda(config: ClusterConfig, dashboard: str | None) -> Any:
-    gpus = visible_gpus()
-    if not gpus:
-        raise RuntimeError(
-            "`device` must be available; got cuda, and torch sees no GPU here. Use "
-            "--device cpu, or install a CUDA build of torch on a machine with a GPU."
-        )
-    try:
-        from dask_cuda import LocalCUDACluster
-    except ImportError:
-        workers = {
-            i: {
-                "cls": Nanny,
-                "options": {
-                    "nthreads": 1,
-                    "env": {
-                        "CUDA_VISIBLE_DEVICES": gpu,
-                        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-                    },
-                    "resources": {"GPU": 1},
-                },
-            }
-            for i, gpu in enumerate(gpus[: config.workers])
-        }
-        scheduler = {
-            "cls": Scheduler,
-            "options": {"host": "127.0.0.1", "dashboard_address": dashboard},
-        }
-        return SpecCluster(workers=workers, scheduler=scheduler, name="ndcao")
-    return LocalCUDACluster(
-        CUDA_VISIBLE_DEVICES=",".join(gpus[: config.workers]),
-        threads_per_worker=1,
-        dashboard_address=dashboard,
-    )
-
-
-def _connect(config: ClusterConfig) -> Client:
-    target: dict[str, Any] = {"address": config.address}
-    if config.kind == "scheduler-file":
-        path = Path(config.scheduler_file or "")
-        if not path.is_file():
-            raise RuntimeError(
-                f"`cluster.scheduler_file` must exist; got {path}. Start one with "
-                f"`dask scheduler --scheduler-file {path}`."
-            )
-        try:
-            json.loads(path.read_text(encoding="utf-8"))["address"]
-        except (OSError, ValueError, LookupError, TypeError) as err:
-            raise RuntimeError(
-                f"`cluster.scheduler_file` must name a scheduler; got {path}: {err}. "
-                f"Start one with `dask scheduler --scheduler-file {path}`."
-            ) from err
-        target = {"scheduler_file": str(path)}
-    try:
-        return Client(timeout=config.start_timeout_s, set_as_default=False, **target)
-    except (OSError, TimeoutError) as err:
-        where = config.address or config.scheduler_file
-        raise RuntimeError(
-            f"`cluster` must be reachable within {config.start_timeout_s:g} s; got no "
-            f"answer from {where}. Check the address, or start `dask scheduler` there."
-        ) from err
+def _ready(client: Client, config: ClusterConfig, bounds: Bounds | None) -> Cluster:
+    if config.kind in OURS:
+        client.register_plugin(MailboxPlugin())
+        cluster = Cluster(client, config, bounds)
+        cluster.wait_for_workers()
+        return cluster
+    found = Cluster(client, config, bounds)
+    found.wait_for_workers()
+    admission = Admission(client, config.start_timeout_s)
+    admission.open(found.workers())
+    return replace(found, admission=admission)

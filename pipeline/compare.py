@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from pipeline.run_arrays import RunArrays, lazy_rows, mean_staleness, padded, read_run
-from pipeline.schema import VARIABLES, describe
+from pipeline.run_arrays import (
+    COMBINED,
+    RAGGED,
+    RunArrays,
+    lazy_rows,
+    mean_staleness,
+    read_run,
+)
+from pipeline.schema import ATTRIBUTES, VARIABLES, describe
+from pipeline.varying import field_attributes, varying_fields
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["combine_runs", "mean_staleness", "summary_table"]
+__all__ = ["combine_runs", "loaded", "mean_staleness", "summary_table"]
 
 #: Attributes of a run that become coordinates, in the order in which tables show them.
 COORDINATES = (
@@ -51,30 +58,18 @@ FIGURES = {
     "n_reruns": ("n_reruns", "1", "re-executed updates and scores"),
     "n_workers": ("n_workers", "1", "workers"),
 }
-#: Config fields that other coordinates show, or that only say where a run ran.
-_NOT_COMPARED = frozenset(
-    {
-        "algorithm.kind",
-        "mode",
-        "dataset",
-        "model.name",
-        "blocks",
-        "seed",
-        "experiment",
-        "cluster.address",
-        "cluster.scheduler_file",
-    }
-)
-_RAGGED = ("eval", "update", "score")
+#: What tells runs apart: indexes, so that ``ds.sel(mode="async")`` selects.
+INDEXED = ("run_id", "algorithm", "mode", "dataset", "model", "partition", "seed")
 
 
 def combine_runs(paths: Iterable[str | Path], partial: bool = False) -> xr.Dataset:
     """Combine run stores into one dataset over a ``run`` dimension.
 
-    Runs may differ in length: ``eval``, ``update`` and ``score`` are padded to the
-    longest with NaN (-1 for integers); ``n_evals``, ``n_updates``, ``n_scores`` keep
-    each run's own length. Variables over ``eval`` are in memory, those over ``update``
-    and ``score`` Dask arrays of one chunk a run. Parameters stay in the runs' stores.
+    Variables over ``run`` alone are in memory. Those over ``eval``, ``update`` and
+    ``score`` are Dask arrays of one chunk a run, read when they are needed; `loaded`
+    reads those over ``eval`` at once. Runs may differ in length: shorter ones are
+    padded with NaN (-1 for integers), and ``n_evals``, ``n_updates``, ``n_scores`` keep
+    each run's own length. Parameters stay in the runs' stores.
 
     Parameters
     ----------
@@ -85,14 +80,16 @@ def combine_runs(paths: Iterable[str | Path], partial: bool = False) -> xr.Datas
     Returns
     -------
     Dataset over (run, eval, update, score). Its coordinates are what each run was
-    (``run_id, algorithm, mode, dataset, model, partition, seed, status, stop_reason``),
-    its provenance, its ``store``, and one named ``config.<key>`` for every
-    configuration field that varies (their names are the attribute ``config_varies``).
+    (``run_id, algorithm, mode, dataset, model, partition, seed``: indexes, one of
+    which `Dataset.sel` takes at a time; ``status, stop_reason``), its provenance, its
+    ``store``, and one named ``config.<key>`` for every configuration field that varies
+    (their names are the attribute ``config_varies``).
 
     Raises
     ------
     FileNotFoundError — if a path does not exist.
-    ValueError — if there is no path, or a store is not a complete run, naming each.
+    ValueError — if there is no path, or a store is not a complete run, naming each;
+    later, where values are read, if a store's chunk does not decode.
     """
     unique = list(dict.fromkeys(Path(p).resolve() for p in paths))
     if not unique:
@@ -106,8 +103,7 @@ def combine_runs(paths: Iterable[str | Path], partial: bool = False) -> xr.Datas
             f"`paths` must exist; got {', '.join(missing)}. "
             "List runs with `ndcao runs`."
         )
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        found = list(pool.map(read_run, unique))
+    found = [read_run(path) for path in unique]
     refused = [
         (p, why) for p, why in zip(unique, found, strict=True) if isinstance(why, str)
     ]
@@ -120,6 +116,25 @@ def combine_runs(paths: Iterable[str | Path], partial: bool = False) -> xr.Datas
             "`partial=True`."
         )
     return _combine(runs, [f"{path.name}: {why}" for path, why in refused])
+
+
+def loaded(ds: xr.Dataset, names: Iterable[str] | None = None) -> xr.Dataset:
+    """Return the dataset with the evaluations of all runs in memory.
+
+    Parameters
+    ----------
+    ds : Dataset — from `combine_runs`.
+    names : which variables; the default is all but those over ``update`` and ``score``.
+    """
+    if names is None:
+        names = [str(n) for n in ds if not {"update", "score"} & {*ds[n].dims}]
+    lazy = [name for name in names if ds[name].chunks is not None]
+    if not lazy:
+        return ds
+    # Reading many small files is waiting, not computing: more threads than cores.
+    # Named, as Dask would take a cluster that another thread has open for training.
+    values = ds[lazy].compute(scheduler="threads", num_workers=8)
+    return ds.assign(values.data_vars)
 
 
 def summary_table(ds: xr.Dataset) -> pd.DataFrame:
@@ -160,21 +175,42 @@ def summary_table(ds: xr.Dataset) -> pd.DataFrame:
 
 
 def _combine(runs: Sequence[RunArrays], skipped: list[str]) -> xr.Dataset:
-    lengths = {dim: max(run.sizes[dim] for run in runs) for dim in _RAGGED}
+    configs = varying_fields(
+        [json.loads(run.attrs.get("config", "{}")) for run in runs]
+    )
+    coords = {name: _coordinate(name, runs) for name in COORDINATES}
+    stores = np.array([str(run.path) for run in runs])
+    coords["store"] = ("run", stores, {"long_name": "run store"})
+    coords |= {
+        key: ("run", values, field_attributes(key, values))
+        for key, values in configs.items()
+    }
+    attrs = {
+        "title": "Comparison of ndcao runs",
+        "Conventions": "CF-1.11",
+        "source": "ndcao run stores",
+        "config_varies": list(configs),
+        "skipped": skipped,
+    }
+    ds = xr.Dataset(_variables(runs), coords, attrs)
+    for name in INDEXED:
+        ds = ds.set_xindex(name)
+    return ds
+
+
+def _variables(runs: Sequence[RunArrays]) -> dict[str, Any]:
     data: dict[str, Any] = {}
-    for name in runs[0].evals:
-        rows = [padded(run.evals[name], lengths["eval"]) for run in runs]
-        data[name] = (("run", "eval"), np.stack(rows), describe(name))
-    for spec in VARIABLES.values():
-        if spec.dims in (("update",), ("score",)):
-            rows = lazy_rows(runs, spec.name, lengths[spec.dims[0]])
-            data[spec.name] = (("run", *spec.dims), rows, spec.attrs)
+    lengths = {dim: max(run.sizes[dim] for run in runs) for dim in RAGGED}
+    for name in COMBINED:
+        (dim,) = VARIABLES[name].dims
+        rows = lazy_rows(runs, name, lengths[dim])
+        data[name] = (("run", dim), rows, describe(name))
     for name, (attr, units, long_name) in FIGURES.items():
         values = [_number(run.attrs.get(attr)) for run in runs]
         counts = name.startswith(("n_", "total_n_")) and not np.isnan(values).any()
         column = np.array(values, dtype="int64" if counts else "float64")
         data[name] = ("run", column, {"units": units, "long_name": long_name})
-    for dim in _RAGGED:
+    for dim in RAGGED:
         counts_of = np.array([run.sizes[dim] for run in runs])
         long_name = {"eval": "evaluations", "update": "updates", "score": "scores"}[dim]
         data[f"n_{dim}s"] = ("run", counts_of, {"units": "1", "long_name": long_name})
@@ -187,61 +223,17 @@ def _combine(runs: Sequence[RunArrays], skipped: list[str]) -> xr.Dataset:
             "description": "versions between what an update saw and its first score",
         },
     )
-    configs = _varying([json.loads(run.attrs.get("config", "{}")) for run in runs])
-    coords: dict[str, Any] = {
-        name: ("run", np.array([_plain(run.attrs.get(name)) for run in runs]))
-        for name in COORDINATES
-    }
-    coords["store"] = ("run", np.array([str(run.path) for run in runs]))
-    coords |= {key: ("run", values) for key, values in configs.items()}
-    attrs = {
-        "title": "Comparison of ndcao runs",
-        "Conventions": "CF-1.11",
-        "config_varies": list(configs),
-        "skipped": skipped,
-    }
-    return xr.Dataset(data, coords, attrs)
+    return data
 
 
 def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
 
 
-def _plain(value: object) -> Any:
-    return "" if value is None else value
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _varying(configs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Return ``config.<key>`` -> (run,) values of the fields that vary."""
-    flats = [_flatten(config) for config in configs]
-    keys = dict.fromkeys(
-        key for flat in flats for key in flat if key not in _NOT_COMPARED
-    )
-    out: dict[str, np.ndarray] = {}
-    for key in keys:
-        values = [flat.get(key) for flat in flats]
-        if all(value == values[0] for value in values):
-            continue
-        if all(
-            value is None
-            or (isinstance(value, int | float) and not isinstance(value, bool))
-            for value in values
-        ):
-            out[f"config.{key}"] = np.array([_number(value) for value in values])
-        else:
-            text = [
-                "" if v is None else v if isinstance(v, str) else json.dumps(v)
-                for v in values
-            ]
-            out[f"config.{key}"] = np.array(text)
-    return out
+def _coordinate(name: str, runs: Sequence[RunArrays]) -> Any:
+    values = [run.attrs.get(name) for run in runs]
+    attrs = {"long_name": name.replace("_", " ")}
+    attrs["description"] = ATTRIBUTES[name].meaning
+    if name == "seed":
+        attrs["units"] = "1"
+    return ("run", np.array(["" if v is None else v for v in values]), attrs)

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -19,6 +17,11 @@ from pydantic import (
 )
 
 from blocks import ALGORITHMS
+from blocks.dotted import is_dotted
+from pipeline.cluster_config import ClusterConfig as ClusterConfig
+from pipeline.cluster_config import moved
+from pipeline.section import Count, Seconds
+from pipeline.section import Section as Section
 
 if TYPE_CHECKING:
     AnyAlgorithm = Any
@@ -28,22 +31,13 @@ else:
         Field(discriminator="kind"),
     ]
 
-Seconds = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
 
 class ModelConfig(Section):
     """The network: a built-in name or the user's own ``package.module:factory``."""
 
     name: str = "mlp"
     hidden: tuple[Count, ...] | None = None  # mlp only; None = the model's default
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the factory."""
@@ -76,34 +70,6 @@ class Budget(Section):
         return self
 
 
-class ClusterConfig(Section):
-    """Where the run computes; never part of a synchronous run's identity."""
-
-    kind: Literal["local", "in-process", "address", "scheduler-file"] = "local"
-    workers: Count = 2
-    address: str | None = None
-    scheduler_file: str | None = None
-    only: tuple[str, ...] = ()  # names of the workers it may use; none = all
-    resource: str | None = None  # a Dask worker resource every task needs, such as GPU
-    start_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    task_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    dashboard: bool = True
-
-    @model_validator(mode="after")
-    def _target(self) -> ClusterConfig:
-        if self.kind == "address" and not self.address:
-            raise ValueError(
-                "`cluster.address` must name a scheduler such as tcp://host:8786 when "
-                "`cluster.kind` is address; got nothing. Pass --address."
-            )
-        if self.kind == "scheduler-file" and not self.scheduler_file:
-            raise ValueError(
-                "`cluster.scheduler_file` must name a file when `cluster.kind` is "
-                "scheduler-file; got nothing. Pass --scheduler-file."
-            )
-        return self
-
-
 class RunConfig(Section):
     """One training run. ``None`` means: the algorithm's or the data's own default."""
 
@@ -124,7 +90,8 @@ class RunConfig(Section):
     batch_size: Count = 2000  # samples of one forward pass while scoring
     eval_every: Count | None = None  # rounds between scorings of train, val and test
     checkpoint_every_s: Seconds = 30.0
-    delays: dict[int, Seconds] = {}  # block index → extra seconds at every update
+    # block index → extra seconds at every update
+    delays: dict[int, Seconds] = Field(default_factory=dict)
     own_worker: tuple[int, ...] = ()  # blocks that get a worker of their own
     nodes: Count | None = None  # replicas of a replica method
     machines: Count | None = None  # that the replicas are grouped on
@@ -169,6 +136,11 @@ class RunConfig(Section):
                 "`budget.loss_values` must not be used with algorithm "
                 f"{self.algorithm.kind}, which asks for no loss values; got "
                 f"{self.budget.loss_values}. Use steps, samples or gradient_evals."
+            )
+        if self.cluster.kind == "cuda" and self.device != "cuda":
+            raise ValueError(
+                "`device` must be cuda when `cluster.kind` is cuda; got "
+                f"{self.device}. Use --device cuda."
             )
         self._check_replicas()
         if self.custom_blocks and self.blocks not in (None, "custom"):
@@ -226,6 +198,12 @@ class RunConfig(Section):
     def barrier(self) -> bool:
         """Whether every version waits for every block."""
         return self.staleness_bound == 0
+
+    @property
+    def own_packages(self) -> tuple[str, ...]:
+        """Top-level packages of the user's own model and loss."""
+        dotted = [name for name in (self.model.name, self.loss) if is_dotted(name)]
+        return tuple(sorted({name.partition(":")[0].split(".")[0] for name in dotted}))
 
     def mathematics(self) -> dict[str, Any]:
         """What the result depends on; the run id's hash covers exactly this."""
@@ -364,6 +342,8 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         if key == "algorithm" and isinstance(old, str):
             old = {"kind": old}
+        if key == "cluster" and isinstance(value, dict) and isinstance(old, dict):
+            old = moved(old, {k: value[k] for k in ("kind",) if k in value})
         if isinstance(value, dict) and isinstance(old, dict) and key != "budget":
             changed = key == "algorithm" and value.get(
                 "kind", old.get("kind")

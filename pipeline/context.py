@@ -366,6 +366,11 @@ def context_of(spec: RunSpec) -> Context:
     return found
 
 
+def drop_contexts() -> None:
+    """Build contexts anew from now on: the code of a model has changed."""
+    _CACHE.clear()
+
+
 def _same_start(a: RunSpec, b: RunSpec) -> bool:
     if a.config != b.config:
         return False

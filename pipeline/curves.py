@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
+from pipeline.compare import loaded
 from pipeline.series import (
     AXES,
+    CURVES,
     METRICS,
     PALETTE,
     Axis,
@@ -53,6 +55,7 @@ def curves_figure(ds: xr.Dataset, axes: Sequence[str] = DEFAULT_AXES) -> Figure:
         raise ValueError(
             "`axes` must name at least one budget; got none. Try ('update',)."
         )
+    ds = loaded(ds, CURVES)
     groups = group_runs(ds)
     figure = Figure(figsize=(1.2 + 3.9 * len(columns), 6.6), layout="constrained")
     panels = figure.subplots(len(METRICS), len(columns), squeeze=False, sharey="row")

@@ -20,7 +20,8 @@ from pipeline.context import Context, RunSpec, context_of
 from pipeline.loss_board import LocalBoard, VariableBoard
 from pipeline.mailbox import end_piece
 from pipeline.pack import pack, unpack
-from pipeline.placement import place
+from pipeline.pending import AnswerLost, fetch, scheduler_lost
+from pipeline.placement import place, short_list
 from pipeline.remote import RemoteEvaluation, prepare
 from pipeline.rounds import (
     NodeState,
@@ -175,7 +176,10 @@ class OnDask:
             if problem:
                 self._abort(piece, futures)
                 return Outcome(aborted=problem)
-            answers = self.client.gather(futures)
+            answers = fetch(self.client, futures)
+        except AnswerLost:
+            self._abort(piece, futures)
+            return Outcome(aborted="a worker took its answer along")
         except BaseException:  # an error in one task: its peers must not wait for it
             self._abort(piece, futures)
             raise
@@ -197,17 +201,15 @@ class OnDask:
 
     def _submit(self, piece: Piece, rank: int) -> Future[Any]:
         share = piece.shares[rank]
-        blocks = "+".join(f"b{node}" for node in share.nodes[:4])
-        more = "+…" if len(share.nodes) > 4 else ""
         rounds = f"r{piece.first}-r{piece.first + piece.n_rounds - 1}"
-        what = f"update-{blocks}{more}" if share.nodes else "score"
+        what = f"update-{short_list(share.nodes)}" if share.nodes else "score"
         resource = self.cluster.config.resource
         return self.client.submit(
             run_on_worker,
             piece,
             rank,
             {node: self._packed[node] for node in share.nodes},
-            key=f"{what}-{rounds}-{piece.name}",
+            key=f"{what}-{rounds}-{piece.name.removeprefix('ndcao-')}-w{rank}",
             workers=[piece.addresses[rank]],
             resources={resource: 1} if resource else None,
             pure=False,
@@ -290,6 +292,11 @@ def _failure(futures: list[Future[Any]]) -> str:
             if not isinstance(error, KilledWorker):
                 raise error
             return str(error)
+        if scheduler_lost(future):
+            raise RuntimeError(
+                "`cluster` must keep its scheduler; it forgot "
+                f"{future.key}. Start one, then resume the run."
+            )
         if future.status in ("lost", "cancelled"):
             return f"the scheduler {future.status} {future.key}"
     return ""

@@ -27,7 +27,8 @@ from pipeline.executor import (
 )
 from pipeline.loss_board import VariableBoard
 from pipeline.pending import Pending
-from pipeline.placement import group_slots, place_nodes
+from pipeline.placement import group_slots, place_nodes, short_list
+from pipeline.timeline import log_update
 from pipeline.updates import Resident, record_of, score_points, take_step
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class FuturesExecutor:
     ) -> Future[Any]:
         """Submit a task; ``needs``: further workers that must live for it to run."""
         self._count += 1
-        unique = f"{key}-{self._nonce}-{self._count}"
+        unique = f"{key}-{self.spec.run_id}-{self._nonce}-{self._count}"
         future: Future[Any] = self.client.submit(function, *args, key=unique, **where)
         if what is not None:
             self._pending.add(future, what, {*where["workers"], *(needs or ())})
@@ -115,7 +116,6 @@ class FuturesExecutor:
             self._held.append(task)  # that publication is not submitted yet
             return
         pending = task.at_least > self._newest
-        blocks = "+".join(f"b{node}" for node in task.nodes[:4])
         self._submit(
             task,
             update_group,
@@ -123,7 +123,7 @@ class FuturesExecutor:
             self.board_name,
             task,
             self._published[task.at_least] if pending else None,
-            key=f"update-{blocks}-s{task.step}",
+            key=f"update-{short_list(task.nodes)}-s{task.step}",
             priority=UPDATE_PRIORITY,
             **self._roster.place(self._slots[task.group]),
         )
@@ -227,6 +227,8 @@ def update_group(
         )
         if resident is not None:
             _RESIDENT[key] = resident
+    for node, start, end in done.times:
+        log_update(spec.run_id, node, task.step, start, end)
     return replace(done, task=replace(task, base=None), worker=get_worker().address)
 
 

@@ -192,6 +192,8 @@ class BarrierTraining(Training):
         if not self.journal.evals:
             self.journal.counters.add(engine.init_cost)
             self._evaluate(engine, start)
+        elif start:
+            self._catch_up(engine, start)
         self._done = self._saved_done = start
         try:
             self._rounds(engine)
@@ -200,6 +202,14 @@ class BarrierTraining(Training):
                 self.save("barrier", self._done, engine.snapshot())
             raise
         return self.context.solution(engine.messages())
+
+    def _catch_up(self, engine: Engine, done: int) -> None:
+        """Do what an earlier process did not come to after its last checkpoint."""
+        self._decide(done, broke=False)
+        ended = self.journal.stop_reason not in ("", "interrupted")
+        missing = self.journal.evals[-1]["step"] < done
+        if missing and (ended or done % self.eval_every == 0):
+            self._evaluate(engine, done)
 
     def _rounds(self, engine: Engine) -> None:
         pace = 0.0  # seconds a round

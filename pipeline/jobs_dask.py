@@ -14,6 +14,7 @@ from pipeline.jobs import Job, JobDone, JobLost, run_job
 from pipeline.pending import Pending
 from pipeline.placement import place_nodes
 from pipeline.replicas import lost
+from pipeline.timeline import log_update
 
 
 class DaskJobs:
@@ -43,7 +44,8 @@ class DaskJobs:
         """Queue a job; another worker takes it if the replica's own is gone."""
         self._count += 1
         where = self._roster.place(self._slot[job.node])
-        key = f"update-n{job.node}-s{job.step}-{self._nonce}-{self._count}"
+        unique = f"{self.spec.run_id}-{self._nonce}-{self._count}"
+        key = f"update-n{job.node}-s{job.step}-{unique}"
         future = self.client.submit(run_on_worker, self.spec, job, key=key, **where)
         self._pending.add(future, job, where["workers"])
 
@@ -60,4 +62,7 @@ class DaskJobs:
 
 def run_on_worker(spec: RunSpec, job: Job) -> JobDone:
     """Run a job inside a Dask task."""
-    return replace(run_job(context_of(spec), job), worker=get_worker().address)
+    done = run_job(context_of(spec), job)
+    for i, (start, end) in enumerate(done.times):
+        log_update(spec.run_id, job.node, job.step + i, start, end)
+    return replace(done, worker=get_worker().address)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import queue
 import threading
-from collections.abc import Collection, Iterable
-from typing import Any, Generic, TypeVar
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Generic, Literal, TypeVar
 
 from distributed import Client, Future, KilledWorker
+from distributed.client import FutureCancelledError
 
 What = TypeVar("What")
+FETCH_S = 30.0  # to fetch answers that are there
+SCHEDULER_LOST = ("scheduler-connection-lost", "scheduler-restart")
+
+
+class AnswerLost(RuntimeError):
+    """A worker took an answer along before it could be fetched."""
 
 
 class Pending(Generic[What]):
@@ -48,7 +57,9 @@ class Pending(Generic[What]):
         """
         done = self._done(timeout_s)
         ready = [(f, what) for f, what in done if f.status == "finished"]
-        values = self._client.gather([f for f, _ in ready], errors="skip")
+        values: list[Any] = []
+        with contextlib.suppress(AnswerLost):
+            values = fetch(self._client, [f for f, _ in ready], errors="skip")
         lost: list[What] = []
         answers: list[tuple[What, Any]] = []
         if len(values) == len(ready):
@@ -56,6 +67,11 @@ class Pending(Generic[What]):
         else:  # a worker died between its answer and our asking
             lost = [what for _, what in ready]
         for future, what in done:
+            if scheduler_lost(future):
+                raise RuntimeError(
+                    "`cluster` must keep its scheduler; it forgot "
+                    f"{future.key}. Start one, then resume the run."
+                )
             if future.status == "error":
                 error = future.exception()
                 if not isinstance(error, KilledWorker):
@@ -97,3 +113,45 @@ class Pending(Generic[What]):
             rest = [future for future, *_ in self._futures.values()]
         if self._client.status == "running":
             self._client.cancel(rest)
+
+
+def fetch(
+    client: Client,
+    futures: Sequence[Future[Any]],
+    timeout_s: float = FETCH_S,
+    errors: Literal["raise", "skip"] = "raise",
+) -> list[Any]:
+    """Values of finished futures.
+
+    Raises
+    ------
+    AnswerLost — if they cannot be had in time. Dask itself waits without a limit for a
+        value that died with its worker, and may bind its task to one that is gone.
+    """
+
+    async def ask() -> list[Any]:
+        values: Any = client.gather(futures, errors=errors, asynchronous=True)
+        task: asyncio.Task[list[Any]] = asyncio.ensure_future(values)
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        if not done:
+            task.cancel()
+            raise AnswerLost(f"no answer could be fetched within {timeout_s:g} s")
+        return task.result()
+
+    found: list[Any] = client.sync(ask)
+    return found
+
+
+def scheduler_lost(future: Future[Any]) -> bool:
+    """Whether a future ended because the client lost its scheduler.
+
+    A scheduler that is there cancels, too: what was submitted just when a worker took
+    an input of it along. That is lost, and can be submitted again.
+    """
+    if future.status != "cancelled":
+        return False
+    try:
+        future.result()
+    except FutureCancelledError as err:
+        return err.reason in SCHEDULER_LOST
+    return False

@@ -42,6 +42,12 @@ def place_nodes(
     return groups[:shared] + [(node,) for node in alone]
 
 
+def short_list(nodes: Sequence[int]) -> str:
+    """Names of blocks in the key of a future: ``b0+b2``, the first four of more."""
+    more = "+…" if len(nodes) > 4 else ""
+    return "+".join(f"b{node}" for node in nodes[:4]) + more
+
+
 def group_slots(
     groups: Sequence[tuple[int, ...]], placed: Sequence[tuple[int, ...]]
 ) -> list[int]:

@@ -86,6 +86,7 @@ def to_dataset(
         data |= {"buffers": buffers, "best_buffers": buffers if best is None else best}
     ds = xr.Dataset({name: variable(name, values) for name, values in data.items()})
     ds.attrs.update(_attributes(context, journal, params) | extra)
+    ds.attrs["first_update_at_s"] = origin
     check_schema(ds)
     return ds
 

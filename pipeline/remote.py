@@ -15,6 +15,7 @@ from pipeline.batches import Split
 from pipeline.cluster import Cluster
 from pipeline.context import RunSpec, context_of
 from pipeline.pack import host, tensor
+from pipeline.pending import AnswerLost, fetch
 
 WATCH_S = 1.0  # between two looks at whether an evaluation's workers are alive
 
@@ -28,7 +29,7 @@ def prepare(cluster: Cluster, spec: RunSpec) -> None:
             workers=[address],
             allow_other_workers=True,
             pure=False,
-            key=f"prepare-{uuid.uuid4().hex[:8]}",
+            key=f"prepare-{uuid.uuid4().hex[:8]}-{spec.run_id}",
         )
         for address in cluster.wait_for_workers()
     ]
@@ -38,14 +39,18 @@ def prepare(cluster: Cluster, spec: RunSpec) -> None:
 def gathered(cluster: Cluster, futures: list[Future[Any]], what: str) -> Any:
     """Results of some futures, within the cluster's ``task_timeout_s``."""
     limit = cluster.config.task_timeout_s
+    slow = RuntimeError(
+        f"`cluster` must {what} within {limit:g} s; got no answer. Look at its "
+        "dashboard, or raise cluster.task_timeout_s."
+    )
     try:
         wait(futures, timeout=limit)
     except TimeoutError as err:
-        raise RuntimeError(
-            f"`cluster` must {what} within {limit:g} s; got no answer. Look at its "
-            "dashboard, or raise cluster.task_timeout_s."
-        ) from err
-    return cluster.client.gather(futures)
+        raise slow from err
+    try:
+        return fetch(cluster.client, futures, limit)
+    except AnswerLost as err:
+        raise slow from err
 
 
 def warm(spec: RunSpec) -> int:
@@ -85,7 +90,7 @@ class RemoteEvaluation:
             *self._arrays,
             self._splits,
             part,
-            key=f"evaluate-{uuid.uuid4().hex[:8]}",
+            key=f"evaluate-{uuid.uuid4().hex[:8]}-{self._spec.run_id}",
             workers=[address],
             allow_other_workers=True,
             resources={resource: 1} if resource else None,

@@ -13,6 +13,7 @@ from string import Template
 import numpy as np
 import xarray as xr
 
+from pipeline.compare import loaded
 from pipeline.report_data import chart_data
 from pipeline.report_tables import (
     difference_table,
@@ -21,7 +22,7 @@ from pipeline.report_tables import (
     provenance_list,
     run_table,
 )
-from pipeline.series import FINISHED, PALETTE, Group, group_runs
+from pipeline.series import CURVES, FINISHED, PALETTE, Group, group_runs
 from pipeline.whole_file import write_whole
 
 __all__ = ["report_html", "write_report"]
@@ -53,6 +54,7 @@ def report_html(ds: xr.Dataset, title: str | None = None) -> str:
     The page loads nothing: its policy forbids it. Text from runs is escaped, and its
     only script is known to the policy by its hash.
     """
+    ds = loaded(ds, CURVES)
     groups = group_runs(ds)
     script = _part("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

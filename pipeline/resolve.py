@@ -10,6 +10,7 @@ from torch import nn
 from blocks.batched import best_form
 from blocks.layout import Layout
 from blocks.models import build_model
+from blocks.units import find_layers
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore
 
@@ -42,7 +43,7 @@ def resolve(config: RunConfig, data: DataStore) -> RunConfig:
     if form == "auto":
         form = best_form(module, config.device, algorithm.n_probes)
     redraw = config.redraw_every
-    blocks = config.blocks or defaults.get("blocks", "all")
+    blocks = config.blocks or fitting(defaults.get("blocks", "all"), module)
     nodes, machines = replicas(config, data.n_train)
     return config.model_copy(
         update={
@@ -57,6 +58,18 @@ def resolve(config: RunConfig, data: DataStore) -> RunConfig:
             "evaluation_form": form,
         }
     )
+
+
+def fitting(blocks: str, module: nn.Module) -> str:
+    """Return a default partition with no more blocks than a network's units allow."""
+    kind, _, number = blocks.partition(":")
+    if kind != "by_unit":
+        return blocks
+    layers = find_layers(module, Layout.from_module(module))
+    if not layers:
+        return "by_layer"
+    n_hidden = sum(layer.n_units for layer in layers[:-1])
+    return f"by_unit:{min(int(number), n_hidden + 1)}"
 
 
 def network(config: RunConfig, data: DataStore) -> nn.Module:

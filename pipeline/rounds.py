@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,10 +29,12 @@ from pipeline.loss_board import (
 from pipeline.mailbox import Link, PieceAborted, end_piece
 from pipeline.pack import pack, tensor, unpack
 from pipeline.talk import Heard, Talk
+from pipeline.timeline import log_update
 
 NodeState = tuple[Any, Message]
 Packed = dict[int, tuple[Any, list[np.ndarray]]]  # by node
 Update = tuple[int, int, int, float, float, str]  # node, step, seen, start, end, worker
+Log = Callable[[str, int, int, float, float], None]  # run, node, step, start, end
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class Worker:
             counters, latency_s = self.outcome.counters, context.config.latency_s
             self.talk = Talk(context, owners, rank, link, counters, latency_s)
         self.seconds: dict[int, float] = {}  # that each node's newest step took
+        self.log: Log | None = None  # told of every update while the piece runs
 
     def run(self, states: dict[int, NodeState]) -> dict[int, NodeState]:
         """Run the piece's rounds; returns the nodes' new states and messages."""
@@ -140,6 +144,8 @@ class Worker:
             self.seconds[node] = end - start
             seen = k if record else -1
             self.outcome.updates.append((node, k, seen, start, end, self.name))
+            if self.log is not None:
+                self.log(self.piece.spec.run_id, node, k, start, end)
             self.outcome.busy_s += end - start
             self.outcome.counters.add(used)
             if self.context.algorithm.blockwise:
@@ -234,6 +240,7 @@ def run_on_worker(piece: Piece, rank: int, packed: Packed) -> tuple[Packed, Outc
     link = None if alone else Link(piece.name, piece.addresses, rank, piece.timeout_s)
     board = VariableBoard(piece.board, piece.spec.run_id, client=get_client())
     worker = Worker(context, piece, rank, board, link)
+    worker.log = log_update
     states = {node: unpack(*one, device=context.device) for node, one in packed.items()}
     try:
         if link is not None:

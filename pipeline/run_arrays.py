@@ -1,4 +1,4 @@
-"""What a comparison reads of each run store: its attributes and small arrays."""
+"""What a comparison reads of run stores: attributes and lengths now, values later."""
 
 from __future__ import annotations
 
@@ -10,19 +10,38 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays import wrong_chunks
+from pipeline.run_store import BROKEN
 from pipeline.schema import VARIABLES
 
-__all__ = ["RunArrays", "lazy_rows", "mean_staleness", "padded", "read_run"]
+__all__ = [
+    "COMBINED",
+    "RAGGED",
+    "RunArrays",
+    "lazy_rows",
+    "lazy_variable",
+    "mean_staleness",
+    "padded",
+    "read_run",
+]
+
+#: Dimensions whose length differs between runs.
+RAGGED = ("eval", "update", "score")
+#: Variables that combining needs: those of every run over one ragged dimension.
+COMBINED = tuple(
+    v.name
+    for v in VARIABLES.values()
+    if v.required and len(v.dims) == 1 and v.dims[0] in RAGGED
+)
+_LISTS = ("chunks", "variables")
 
 
 @dataclass(frozen=True, slots=True)
 class RunArrays:
-    """What combining needs of one store: its place, attributes and small arrays."""
+    """What combining needs of one store before any value is read."""
 
     path: Path
     attrs: Mapping[str, Any]
     sizes: Mapping[str, int]  # of the ragged dims
-    evals: Mapping[str, np.ndarray]  # each (n_evals,)
     staleness: float  # versions
 
 
@@ -43,7 +62,11 @@ def mean_staleness(seen_version: np.ndarray, scored_version: np.ndarray) -> floa
 
 
 def read_run(path: Path) -> RunArrays | str:
-    """Return what is needed of a run, or the reason why it cannot be had."""
+    """Return what is needed of a run, or the reason why it cannot be had.
+
+    Evaluations and scores are not read; that every chunk is there, and is of its size,
+    is checked.
+    """
     import zarr
 
     if not path.exists():
@@ -58,24 +81,26 @@ def read_run(path: Path) -> RunArrays | str:
     damaged = wrong_chunks(path, attrs.get("chunks", {}))
     if damaged:
         return f"damaged: {damaged[0]}"
-
-    def read(name: str) -> np.ndarray:
-        array = group[name]
-        assert isinstance(array, zarr.Array)
-        return np.asarray(array[...])
-
+    for name in COMBINED:
+        if not (path / name / "zarr.json").is_file():
+            return f"not a run: it lacks the variable {name!r}"
     try:
-        evals = {
-            v.name: read(v.name) for v in VARIABLES.values() if v.dims == ("eval",)
+        seen, scored = _read(path, "seen_version"), _read(path, "scored_version")
+        sizes = {
+            "eval": _length(path / "step"),
+            "update": len(seen),
+            "score": _length(path / "score_version"),
         }
-        seen, scored = read("seen_version"), read("scored_version")
-        n_scores = int(group["score_version"].shape[0])  # type: ignore[union-attr]
-    except KeyError as err:
-        return f"not a run: it lacks the variable {err}"
-    except (OSError, RuntimeError, ValueError) as err:
+    except (*BROKEN, RuntimeError) as err:
         return f"damaged: {err}"
-    sizes = {"eval": len(evals["step"]), "update": len(seen), "score": n_scores}
-    return RunArrays(path, attrs, sizes, evals, mean_staleness(seen, scored))
+    kept = {key: value for key, value in attrs.items() if key not in _LISTS}
+    return RunArrays(path, kept, sizes, mean_staleness(seen, scored))
+
+
+def _length(array: Path) -> int:
+    import zarr
+
+    return int(zarr.open_array(array, mode="r", zarr_format=3).shape[0])
 
 
 def padded(values: np.ndarray, length: int) -> np.ndarray:
@@ -90,16 +115,39 @@ def lazy_rows(runs: Sequence[RunArrays], name: str, length: int) -> Any:
     """Return a (run, length) Dask array that reads a run's row when it is needed."""
     import dask.array as da
 
-    paths = np.array([str(run.path) for run in runs])
     dtype = np.dtype(VARIABLES[name].dtype)
 
     def load(block: np.ndarray) -> np.ndarray:
-        import zarr
+        values = _read(Path(block[0]), name).astype(dtype, copy=False)
+        return padded(values, length)[None]
 
-        array = zarr.open_array(f"{block[0]}/{name}", mode="r")
-        return padded(np.asarray(array[...], dtype=dtype), length)[None]
-
-    names = da.from_array(paths, chunks=1, name=False)
-    return names.map_blocks(
-        load, dtype=dtype, new_axis=1, chunks=((1,) * len(runs), (length,))
+    paths = np.array([str(run.path) for run in runs])
+    return da.from_array(paths, chunks=1, name=False).map_blocks(
+        load,
+        dtype=dtype,
+        new_axis=1,
+        chunks=((1,) * len(runs), (length,)),
+        meta=np.empty((0, 0), dtype=dtype),
     )
+
+
+def lazy_variable(store: Path, name: str) -> Any:
+    """Return one run's variable as a Dask array in the chunks of its store."""
+    import dask.array as da
+    import zarr
+
+    array = zarr.open_array(store / name, mode="r", zarr_format=3)
+    return da.from_array(array, chunks=array.chunks, inline_array=True)
+
+
+def _read(store: Path, name: str) -> np.ndarray:
+    import zarr
+
+    try:
+        array = zarr.open_array(store / name, mode="r", zarr_format=3)
+        return np.asarray(array[...])
+    except (*BROKEN, RuntimeError) as err:
+        raise ValueError(
+            f"`{name}` must be whole to be compared; got {err} at {store}. "
+            "Train the run again with --again, or leave it out."
+        ) from err

@@ -10,6 +10,7 @@ import xarray as xr
 
 __all__ = [
     "AXES",
+    "CURVES",
     "FINISHED",
     "METRICS",
     "PALETTE",
@@ -64,6 +65,8 @@ METRICS = (
     Axis("test_accuracy", "test_accuracy", "Test accuracy"),
     Axis("train_loss", "train_loss", "Training loss"),
 )
+#: Variables that curves are drawn from.
+CURVES = tuple(axis.variable for axis in (*AXES, *METRICS))
 #: Colours (on white, on black) that stay apart under colour-vision deficiencies, after
 #: Okabe & Ito (2008), Color Universal Design; the pale ones are darkened on white.
 PALETTE = (

@@ -27,7 +27,8 @@ from pipeline.asynchronous import (
 )
 from pipeline.batches import ResidentData
 from pipeline.cluster import open_cluster
-from pipeline.config import RunConfig, validate_config
+from pipeline.cluster_config import moved
+from pipeline.config import ClusterConfig, RunConfig, validate_config
 from pipeline.context import Context, RunSpec, context_of
 from pipeline.data_store import DataStore, open_store
 from pipeline.engines import Engine, InProcess, OnDask
@@ -44,6 +45,7 @@ from pipeline.initial import initial_values
 from pipeline.jobs_dask import DaskJobs
 from pipeline.jobs_virtual import VirtualJobs
 from pipeline.journal import Journal
+from pipeline.leases import Lend, RunIsLocked
 from pipeline.pack import host
 from pipeline.placement import place_nodes
 from pipeline.progress import Progress, Watcher
@@ -84,6 +86,7 @@ def train(
     again: bool = False,
     stop: threading.Event | None = None,
     store: str | Path | None = None,
+    lend: Lend | None = None,
 ) -> xr.Dataset:
     """Train one run and return its dataset, which is also stored.
 
@@ -99,6 +102,8 @@ def train(
     stop : when set, the run stops at the next piece, leaves a checkpoint, and the
         dataset that is returned has status "interrupted" and is not stored.
     store : path of the data store, instead of ``config.dataset``'s own.
+    lend : opened when all is prepared, for the time that the run needs workers; yields
+        the cluster to use instead of ``config.cluster``.
 
     Returns
     -------
@@ -123,7 +128,7 @@ def train(
         if job.checkpoint.exists() and not again:
             saved = load_checkpoint(job.checkpoint)
             logger.info("continuing %s from its checkpoint", job.spec.run_id)
-        return _train(job, saved, progress, stop, began)
+        return _train(job, saved, progress, stop, began, lend)
 
 
 def resume(
@@ -154,7 +159,7 @@ def resume(
         return ds
     saved = load_checkpoint(path)
     data = json.loads(saved["config"])
-    data["cluster"] |= cluster or {}
+    data["cluster"] = moved(data["cluster"], cluster or {})
     config = validate_config(data)
     same = Path(saved["store"])
     store = open_store(same if same.exists() else ensure_store(config.dataset))
@@ -218,10 +223,6 @@ def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
     return _Job(spec, data, results / config.experiment, again)
 
 
-class RunIsLocked(RuntimeError):
-    """Another process trains this very run."""
-
-
 def stored(config: RunConfig, *, results: str | Path | None = None) -> Path | None:
     """Return where a complete run of this configuration lies; None if nowhere.
 
@@ -270,6 +271,7 @@ def _train(
     progress: Watcher | None,
     stop: threading.Event | None,
     began: float,
+    lend: Lend | None = None,
 ) -> xr.Dataset:
     context = context_of(job.spec)
     check_blocks(job.spec.config, context)
@@ -282,7 +284,8 @@ def _train(
         training.journal = Journal.from_plain(saved["journal"], job.spec.run_id)
     before = training.journal.total_time_s
     training.watch(Progress("starting", n_rounds=job.spec.n_steps))
-    with _place(job.spec) as cluster:
+    own = contextlib.nullcontext(job.spec.config.cluster)
+    with lend() if lend else own as where, _place(where, job.spec) as cluster:
         params, buffers = _run(training, job.spec, cluster, saved)
     training.journal.total_time_s = before + time.monotonic() - began
     return _land(job, training, params, buffers)
@@ -302,12 +305,14 @@ def check_blocks(config: RunConfig, context: Context) -> None:
 
 
 @contextlib.contextmanager
-def _place(spec: RunSpec) -> Iterator[Any]:
-    if spec.config.cluster.kind == "in-process":
+def _place(where: ClusterConfig, spec: RunSpec) -> Iterator[Any]:
+    if where.kind == "in-process":
         yield None
         return
-    with open_cluster(spec.config.cluster, spec.config.device) as cluster:
+    with open_cluster(where, spec.config.device) as cluster:
         try:
+            cluster.bring(spec.config.own_packages)
+            cluster.want(where.workers)
             yield cluster
         except (OSError, CancelledError, ClosedClientError) as err:
             if cluster.client.status == "running":

@@ -9,7 +9,12 @@ from filelock import FileLock
 
 import pipeline.train
 from flows.experiment import experiment_flow
+from flows.outcome import answer_of
+from flows.stopping import stop_on_signals
+from pipeline.cluster import Cluster
+from pipeline.config import ClusterConfig
 from pipeline.experiment import load_experiment
+from pipeline.leases import Leases
 from pipeline.run_store import open_run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("temporary_api", "home")]
@@ -130,3 +135,78 @@ def test_experiment__waits_for_a_run_that_another_process_trains(
     state, _ = batch(BATCH)
     assert asked[0]
     assert [row["status"] for row in state.result()["rows"]] == ["complete"] * 4
+
+
+def test_experiment__an_adaptive_cluster_is_asked_for_less_as_runs_end(
+    batch, monkeypatch
+) -> None:
+    wanted = []
+    real = Cluster.want
+
+    def want(self, n):
+        if self.bounds is not None:  # the batch's, not what a run opens at its address
+            wanted.append(n)
+        real(self, n)
+
+    monkeypatch.setattr(Cluster, "want", want)
+    state, _ = batch(BATCH, cluster=ClusterConfig(adapt=(1, 2)))
+    assert [row["status"] for row in state.result()["rows"]] == ["complete"] * 4
+    assert wanted[0] == 4
+    assert wanted[-1] <= 1
+    assert wanted == sorted(wanted, reverse=True)
+
+
+def test_experiment__runs_in_this_process_need_no_cluster(batch, monkeypatch) -> None:
+    monkeypatch.setattr("flows.crew.open_cluster", None)
+    text = BATCH.replace("by_layer", "by_layer, cluster: {kind: in-process}")
+    state, _ = batch(text.replace("[nd-cao, sgd]", "[nd-cao]"))
+    assert [row["status"] for row in state.result()["rows"]] == ["complete"] * 2
+
+
+def test_experiment__the_api_refuses_a_cluster_that_makes_no_sense(batch) -> None:
+    from prefect.exceptions import ParameterTypeError
+
+    with pytest.raises(ParameterTypeError, match="kind"):
+        experiment_flow("smoke", cluster={"kind": "elsewhere"})
+    shown = experiment_flow.parameters.model_dump()["definitions"]["ClusterConfig"]
+    assert {"kind", "address", "adapt", "workers"} <= set(shown["properties"])
+
+
+def test_experiment__when_stopped_nothing_fails_and_the_next_time_goes_on(
+    batch, monkeypatch
+) -> None:
+    text = BATCH.replace("[nd-cao, sgd]", "[nd-cao]").replace("seeds: 2", "seeds: 5")
+    real = Leases.take
+    with stop_on_signals() as stop:
+
+        def take(self, *args):
+            names = real(self, *args)
+            if self.n_lent == 2:
+                stop.event.set()
+            return names
+
+        monkeypatch.setattr(Leases, "take", take)
+        state, _ = batch(text.replace("steps: 6", "steps: 2000"))
+    assert state.is_cancelled()
+    answer = answer_of(state)
+    assert answer["failed"] == {}
+    found = [row["status"] for row in answer["rows"]]
+    assert sorted(found) == ["interrupted"] * 2 + ["not run"] * 3
+
+
+def test_experiment__what_prefect_forgets_is_taken_from_the_store(
+    batch, monkeypatch
+) -> None:
+    from prefect.exceptions import MissingResult
+
+    from flows.crew import Crew
+
+    real = Crew._child
+
+    def forgetful(self, run):
+        real(self, run)
+        raise MissingResult("no data")
+
+    monkeypatch.setattr(Crew, "_child", forgetful)
+    state, _ = batch(BATCH.replace("[nd-cao, sgd]", "[nd-cao]"), retries=0)
+    assert [row["status"] for row in state.result()["rows"]] == ["complete"] * 2

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -72,16 +73,27 @@ class Up:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def flow_runs(self, **equal):
-        """Flow runs by name, newest last, whose attributes are as named."""
+    @contextmanager
+    def client(self):
         from prefect import get_client
-        from prefect.client.schemas.sorting import FlowRunSort
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
         with (
             temporary_settings({PREFECT_API_URL: self.state["api_url"]}),
             get_client(sync_client=True) as client,
         ):
+            yield client
+
+    def schedules(self, name):
+        with self.client() as client:
+            (one,) = [d for d in client.read_deployments() if d.name == name]
+        return one.schedules
+
+    def flow_runs(self, **equal):
+        """Flow runs, newest last, whose attributes are as named."""
+        from prefect.client.schemas.sorting import FlowRunSort
+
+        with self.client() as client:
             found = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_ASC)
         return [
             run
@@ -143,6 +155,9 @@ def test_deployment__runs_a_batch_into_the_home_on_the_shared_cluster(up, batch)
     assert (up.home / "data" / "digits.zarr").is_dir()
     log = (up.home / ".ndcao" / "logs" / "dask-worker.log").read_text()
     assert "Registered to" in log
+    flows = (up.home / ".ndcao" / "logs" / "prefect-worker.log").read_text()
+    assert "Beginning flow run 'little'" in flows
+    assert "Downloading flow code" not in flows  # that would copy the home, data too
     children = [r.name for r in up.flow_runs() if r.parent_task_run_id]
     assert sorted(n for n in children if n != "compare-2-runs") == [
         "async-digits-nd-cao-s0",
@@ -164,6 +179,19 @@ def test_deploy__can_be_repeated_and_lists_what_there_is(up):
     ]
     assert answer["NDCAO_HOME"] == str(up.home.resolve())
     assert "paused" in answer["deployments"][2]["schedule"]
+
+
+def test_deploy__leaves_schedules_as_people_have_left_them(up):
+    name = "experiment/baselines"
+    up.prefect("deployment", "schedule", "create", name, "--cron", "5 5 * * 5")
+    (shipped,) = [s for s in up.schedules("baselines") if s.slug == "weekly"]
+    up.prefect("deployment", "schedule", "resume", name, str(shipped.id))
+
+    up.ndcao("deploy")
+
+    found = {s.slug or s.schedule.cron: s.active for s in up.schedules("baselines")}
+    assert found == {"weekly": True, "5 5 * * 5": True}
+    up.prefect("deployment", "schedule", "clear", name, "-y")
 
 
 def test_deployment__parameters_are_typed(up):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pipeline.compare import combine_runs, summary_table
+from pipeline.compare import combine_runs, loaded, summary_table
 from pipeline.run_arrays import mean_staleness
 from pipeline.schema import describe
 
@@ -45,14 +45,26 @@ def test_combine_runs__pads_ragged_lengths_and_keeps_them(
     assert np.isnan(ds["score_loss"].values[0, 20:]).all()
 
 
-def test_combine_runs__reads_update_variables_only_when_needed(
+def test_combine_runs__reads_ragged_variables_only_when_needed(
     tmp_path, write_demo_runs
 ):
     ds = combine_runs(write_demo_runs(tmp_path, n_seeds=1))
-    assert ds["start_s"].chunksizes["run"] == (1, 1, 1)
-    assert ds["score_loss"].chunks is not None
-    assert ds["test_accuracy"].chunks is None
+    for name in ("start_s", "score_loss", "test_accuracy"):
+        assert ds[name].chunksizes["run"] == (1, 1, 1)
+    assert ds["final_test_accuracy"].chunks is None
     assert "params" not in ds
+
+
+def test_loaded__reads_the_evaluations_and_leaves_the_updates(
+    tmp_path, write_demo_runs
+):
+    lazy = combine_runs(write_demo_runs(tmp_path, n_seeds=1))
+    ds = loaded(lazy)
+    assert ds["test_accuracy"].chunks is None
+    assert ds["start_s"].chunks is not None
+    assert lazy["test_accuracy"].chunks is not None
+    xr.testing.assert_identical(ds.compute(), lazy.compute())
+    assert loaded(lazy, ["step"])["test_accuracy"].chunks is not None
 
 
 def test_combine_runs__has_a_coordinate_for_every_config_field_that_varies(
@@ -135,13 +147,15 @@ def test_combine_runs__refuses_a_store_whose_listed_chunk_is_gone(
         combine_runs([path])
 
 
-def test_combine_runs__refuses_a_chunk_that_does_not_decode(
-    tmp_path, synthetic_run, write_run
+@pytest.mark.parametrize("name", ["val_loss", "seen_version"])
+def test_combine_runs__names_the_store_of_a_chunk_that_does_not_decode(
+    name, tmp_path, synthetic_run, write_run
 ):
     path = write_run(synthetic_run(), tmp_path)
-    (path / "val_loss" / "c" / "0").write_bytes(b"no chunk")
-    with pytest.raises(ValueError, match="damaged"):
-        combine_runs([path])
+    (path / name / "c" / "0").write_bytes(b"no chunk")
+    with pytest.raises(ValueError, match=rf"`?{name}`? must be whole") as caught:
+        loaded(combine_runs([path]))
+    assert path.name in str(caught.value)
 
 
 def test_combine_runs__counts_a_path_named_twice_once(

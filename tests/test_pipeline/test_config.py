@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.config import RunConfig, load_config, validate_config
+from pipeline.data_store import open_store
+from pipeline.resolve import resolve
 
 
 def run_id(content: str = "c", **flags) -> str:
@@ -213,3 +215,17 @@ def test_load_config__a_missing_or_broken_file_is_named(tmp_path) -> None:
     broken.write_text("- 1\n")
     with pytest.raises(ValueError, match="mapping of settings; got list"):
         load_config(broken)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "blocks"),
+    [((16,), "by_unit:17"), ((8,), "by_unit:9"), ((), "by_unit:1")],
+)
+def test_resolve__the_default_partition_fits_a_small_network(digits, hidden, blocks):
+    config = load_config(flags={"model": {"name": "mlp", "hidden": list(hidden)}})
+    assert resolve(config, open_store(digits)).blocks == blocks
+
+
+def test_resolve__a_partition_that_was_asked_for_is_not_changed(digits):
+    flags = {"model": {"hidden": [8]}, "blocks": "by_unit:17"}
+    assert resolve(load_config(flags=flags), open_store(digits)).blocks == "by_unit:17"

@@ -187,3 +187,24 @@ def test_checkpoint__loads_without_pickle_and_names_its_run(tiny, tmp_path) -> N
     assert isinstance(tree, dict)
     (info,) = list_runs(tmp_path)
     assert (info.status, info.run_id) == ("interrupted", ds.attrs["run_id"])
+
+
+def test_resume__after_the_last_step_only_ends_what_was_left(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    """A process killed between its last checkpoint and its store."""
+    config = tiny(budget={"steps": 8}, eval_every=4, checkpoint_every_s=0.0)
+    whole = train(config, results=tmp_path / "whole")
+
+    def killed(*_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.train.write_run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, results=tmp_path / "cut")
+    ds = train(config, results=tmp_path / "cut")
+    assert ds.attrs["stop_reason"] == "budget: steps"
+    assert ds.attrs["params_sha256"] == whole.attrs["params_sha256"]
+    for variable in [n for n in ds.variables if not n.endswith("_s")]:
+        np.testing.assert_array_equal(ds[variable], whole[variable], str(variable))

@@ -1,0 +1,218 @@
+"""Starts, or connects to, each kind of cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, LocalCluster, Nanny, Scheduler, Security, SpecCluster
+
+from pipeline.cluster_adapt import Bounds, OperatorBounds, adapt
+from pipeline.cluster_config import ClusterConfig
+from pipeline.cluster_queues import start_jobs, start_pods
+
+HERE = "127.0.0.1"
+OURS = ("local", "cuda")  # kinds whose processes are copies of this one
+
+
+@contextmanager
+def started(
+    config: ClusterConfig, device: str
+) -> Iterator[tuple[Client, Bounds | None]]:
+    """Yield a client of the cluster, and what an adaptive one is asked by.
+
+    Closes what it has started; a cluster that was there before is left running.
+    """
+    if config.kind in ("address", "scheduler-file"):
+        with _connect(config) as client:
+            yield client, None
+        return
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(_start(config, device))
+        bounds: Bounds | None
+        if config.kind == "kubernetes" and config.adapt:
+            bounds = OperatorBounds(cluster, *config.adapt)
+        else:
+            bounds = adapt(cluster, config.adapt)
+        client = stack.enter_context(
+            Client(cluster, timeout=config.start_timeout_s, set_as_default=False)
+        )
+        yield client, bounds
+
+
+def _start(config: ClusterConfig, device: str) -> Any:
+    security = security_of(config)
+    if config.kind == "kubernetes":
+        return start_pods(config)
+    if config.kind == "jobqueue":
+        cluster = start_jobs(config, security)
+        if not config.adapt:
+            cluster.scale(config.workers)
+        return cluster
+    if config.kind == "cuda" or device == "cuda":
+        return _local_cuda(config, security)
+    return LocalCluster(
+        n_workers=config.adapt[0] if config.adapt else config.workers,
+        threads_per_worker=1,
+        processes=True,
+        host=HERE,
+        dashboard_address=f"{HERE}:0",
+        resources={config.resource: 1} if config.resource else None,
+        security=security,
+        protocol=None if security is None else "tls://",
+    )
+
+
+def security_of(config: ClusterConfig) -> Security | None:
+    """Return the certificates to show; None = as Dask itself is configured.
+
+    Raises
+    ------
+    RuntimeError — if a file is missing, or is no certificate or key.
+    """
+    tls = config.tls
+    if tls is None:
+        return None
+    files = {}
+    for name, text in tls.model_dump().items():
+        path = Path(text).expanduser().resolve()
+        if not path.is_file():
+            raise RuntimeError(
+                f"`cluster.tls.{name}` must be a file; got {path}. Correct the path."
+            )
+        files[name] = str(path)
+    cert, key = files["cert"], files["key"]
+    security = Security(
+        require_encryption=True,
+        tls_ca_file=files["ca_file"],
+        **{f"tls_{role}_cert": cert for role in ("client", "scheduler", "worker")},
+        **{f"tls_{role}_key": key for role in ("client", "scheduler", "worker")},
+    )
+    try:
+        security.get_connection_args("client")
+    except ssl.SSLError as err:
+        raise RuntimeError(
+            "`cluster.tls` must be PEM files of a certificate authority, a certificate "
+            f"and its key; got {cert}: {err}. Make them again."
+        ) from err
+    return security
+
+
+def visible_gpus() -> list[str]:
+    """Names of this process's GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    if listed is not None:
+        return [name for name in listed.split(",") if name][:count]
+    return [str(i) for i in range(count)]
+
+
+def _local_cuda(config: ClusterConfig, security: Security | None) -> Any:
+    if config.adapt:
+        raise RuntimeError(
+            "`cluster.adapt` must be left out with GPUs, each of which has one worker; "
+            f"got {list(config.adapt)}. Set cluster.workers."
+        )
+    gpus = visible_gpus()
+    if not gpus:
+        raise RuntimeError(
+            "`device` must be available; got cuda, and torch sees no GPU here. Use "
+            "--device cpu, or install a CUDA build of torch on a machine with a GPU."
+        )
+    gpus = gpus[: config.workers]
+    protocol = None if security is None else "tls://"
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError:
+        return _one_nanny_per_gpu(gpus, security, protocol)
+    return LocalCUDACluster(
+        CUDA_VISIBLE_DEVICES=",".join(gpus),
+        threads_per_worker=1,
+        dashboard_address=f"{HERE}:0",
+        security=security,
+        protocol=protocol,
+    )
+
+
+def _one_nanny_per_gpu(
+    gpus: list[str], security: Security | None, protocol: str | None
+) -> Any:
+    workers = {
+        i: {
+            "cls": Nanny,
+            "options": {
+                "nthreads": 1,
+                "env": {
+                    "CUDA_VISIBLE_DEVICES": gpu,
+                    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+                },
+                "resources": {"GPU": 1},
+                "security": security,
+                "protocol": protocol,
+            },
+        }
+        for i, gpu in enumerate(gpus)
+    }
+    scheduler = {
+        "cls": Scheduler,
+        "options": {
+            "host": HERE,
+            "dashboard_address": f"{HERE}:0",
+            "security": security,
+            "protocol": protocol,
+        },
+    }
+    return SpecCluster(
+        workers=workers, scheduler=scheduler, name="ndcao", security=security
+    )
+
+
+def _connect(config: ClusterConfig) -> Client:
+    target: dict[str, Any] = {"address": config.address}
+    where = config.address
+    if config.kind == "scheduler-file":
+        where = _address_in(Path(config.scheduler_file or ""))
+        target = {"scheduler_file": config.scheduler_file}
+    security = security_of(config)
+    try:
+        return Client(
+            timeout=config.start_timeout_s,
+            set_as_default=False,
+            security=security,
+            **target,
+        )
+    except (OSError, TimeoutError) as err:
+        raise RuntimeError(
+            f"`cluster` must be reachable within {config.start_timeout_s:g} s; got no "
+            f"answer from {where}. Check the address, or start `dask scheduler` there."
+        ) from err
+    except (TypeError, RuntimeError) as err:  # how Dask says that TLS does not fit
+        raise RuntimeError(
+            f"`cluster.tls` must fit the scheduler at {where}; got {err}. Set "
+            "cluster.tls for an address that starts with tls://, and only then."
+        ) from err
+
+
+def _address_in(path: Path) -> str:
+    """Address of the scheduler that a scheduler file names."""
+    if not path.is_file():
+        raise RuntimeError(
+            f"`cluster.scheduler_file` must exist; got {path}. Start one with "
+            f"`dask scheduler --scheduler-file {path}`."
+        )
+    try:
+        address = json.loads(path.read_text(encoding="utf-8"))["address"]
+    except (OSError, ValueError, LookupError, TypeError) as err:
+        raise RuntimeError(
+            f"`cluster.scheduler_file` must name a scheduler; got {path}: {err}. "
+            f"Start one with `dask scheduler --scheduler-file {path}`."
+        ) from err
+    return str(address)

@@ -1,0 +1,124 @@
+"""Which cluster a batch takes, and how it lends and asks for workers."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from flows.batch import cluster_of
+from flows.lending import Lender
+from flows.stopping import StopRequest
+from pipeline.config import ClusterConfig
+from pipeline.experiment import load_experiment
+from pipeline.leases import ClusterLost, NoLease
+
+
+@pytest.fixture
+def plan_of(home):
+    def load(text=""):
+        (home / "x.yaml").write_text(f"name: x\nseeds: 2\nbase:\n  {text}\n")
+        return load_experiment(home / "x.yaml")
+
+    return load
+
+
+@pytest.fixture
+def chosen(plan_of):
+    def choose(text="", given=None):
+        plan = plan_of(text or "dataset: digits")
+        return cluster_of(plan, plan.runs(), given)
+
+    return choose
+
+
+def test_cluster__given_then_shared_then_the_files_then_two_local(
+    chosen, home, monkeypatch
+) -> None:
+    own = "cluster: {kind: address, address: 'tcp://there:1', start_timeout_s: 3}"
+    assert (chosen().kind, chosen().workers) == ("local", 2)
+    assert chosen(own).address == "tcp://there:1"
+    monkeypatch.setenv("NDCAO_SCHEDULER_FILE", "s.json")
+    assert chosen(own).scheduler_file == "s.json"
+    given = ClusterConfig(workers=5)
+    assert chosen(own, given) == given
+
+
+def test_cluster__a_local_one_has_what_any_run_asks_for(chosen) -> None:
+    assert chosen("cluster.workers: 4").workers == 4
+    assert chosen("own_worker: [0, 1, 2]\n  cluster: {workers: 4}").workers == 4
+    assert chosen("cluster: {adapt: [1, 3]}").adapt == (1, 3)
+
+
+class Scheduler:
+    """A cluster with a scheduler that may go, come back, and be asked for workers."""
+
+    address = "tcp://there:1"
+
+    def __init__(self, *names):
+        self.config = ClusterConfig(adapt=(1, 4), start_timeout_s=5)
+        self.names, self.id, self.wanted = names, "first", []
+        self.client = types.SimpleNamespace(sync=lambda *_: self.answer())
+
+    def answer(self):
+        if self.id is None:
+            raise OSError("no connection")
+        return self.id
+
+    def workers(self):
+        if self.id is None:
+            raise RuntimeError("no connection")
+        return {f"tcp://{name}": name for name in self.names}
+
+    def want(self, n):
+        self.wanted.append(n)
+
+
+@pytest.fixture
+def lender():
+    cluster = Scheduler("a", "b")
+    lender = Lender(cluster.config, StopRequest())
+    lender.open(cluster)
+    return lender, cluster
+
+
+def test_lend__a_run_has_its_workers_while_it_computes(lender, plan_of) -> None:
+    lender, _ = lender
+    run = plan_of("dataset: digits").runs()[0]
+    with lender.lend(run) as first, lender.lend(run) as second:
+        assert (first.only, second.only) == (("a",), ("b",))
+        assert (lender.n_lent, lender.n_free) == (2, 0)
+    assert lender.n_lent == 0
+
+
+@pytest.mark.parametrize("new_id", [None, "second"])
+def test_lend__an_error_with_the_scheduler_gone_is_no_fault_of_the_run(
+    new_id, lender, plan_of
+) -> None:
+    lender, cluster = lender
+    run = plan_of("dataset: digits").runs()[0]
+    with pytest.raises(RuntimeError, match="own fault"), lender.lend(run):
+        raise RuntimeError("own fault")
+    cluster.id = new_id
+    with pytest.raises(ClusterLost, match="nobody there"), lender.lend(run):
+        raise RuntimeError("nobody there")
+    with pytest.raises(ValueError, match="bad setting"), lender.lend(run):
+        raise ValueError("bad setting")
+    with pytest.raises(ClusterLost):
+        lender.look()
+    assert lender.n_lent == 0
+
+
+def test_lend__nobody_waits_when_the_batch_ends(lender, plan_of) -> None:
+    lender, _ = lender
+    lender.shut()
+    lender.end()
+    with pytest.raises(NoLease), lender.lend(plan_of("dataset: digits").runs()[0]):
+        pytest.fail("there was nothing to lend")
+
+
+def test_want__asks_only_for_what_has_changed(lender) -> None:
+    lender, cluster = lender
+    for n in (3, 3, 2):
+        lender.want(n)
+    assert cluster.wanted == [3, 2]
