@@ -2,7 +2,8 @@
 
 The stores are synthetic, of four lengths (25 to 100 evaluations, 600 to 2,400 updates),
 in two modes and with three settings. Measured are `combine_runs` alone; with every
-evaluation of every run read and a table made of them; and the peak memory of all that.
+evaluation of every run read and a table made of them; with the report's page written
+as well; and the peak memory of all that.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
     for key, goal in (
         ("combine_s", GOAL_S),
         ("combine_and_read_s", GOAL_S),
+        ("combine_and_report_s", GOAL_S),
         ("peak_memory_mb", GOAL_MB),
     ):
         values = [one[key] for one in found]
@@ -72,8 +74,9 @@ def measured(folder: Path) -> dict[str, float]:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Combine all stores of a folder in this process."""
+    """Combine all stores of a folder and report them in this process."""
     from pipeline.compare import combine_runs, loaded, summary_table
+    from pipeline.report import write_report
 
     paths = sorted(folder.glob("*.zarr"))
     start = time.perf_counter()
@@ -83,11 +86,15 @@ def measure(folder: Path) -> dict[str, float]:
     rows = len(summary_table(ds))
     whole = time.perf_counter() - start
     assert rows == len(paths)
+    page = write_report(ds, folder / "report.html")
+    reported = time.perf_counter() - start
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     scale = 1024 if sys.platform == "linux" else 1024**2  # macOS counts bytes
     return {
         "combine_s": combined,
         "combine_and_read_s": whole,
+        "combine_and_report_s": reported,
+        "page_mb": page.stat().st_size / 1e6,
         "peak_memory_mb": peak_kb / scale,
     }
 
@@ -135,6 +142,9 @@ def synthetic_run(n_evals: int) -> Any:
         for spec in VARIABLES.values()
         if spec.required
     }
+    updates = np.arange(n_rounds * NODES)
+    data["update_node"] = variable("update_node", updates % NODES)
+    data["worker"] = variable("worker", updates % 2)
     config = validate_config({"algorithm": {"kind": "nd-cao"}, "dataset": "digits"})
     plain: dict[type, Any] = {str: "x", int: 1, float: 0.5, bool: False, list: ["0"]}
     attrs = {

@@ -40,7 +40,7 @@ def main() -> None:
     """Run the batch twice, and end with the JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=16, help="runs in the batch")
-    parser.add_argument("--steps", type=int, default=200, help="rounds of a run")
+    parser.add_argument("--steps", type=int, default=400, help="rounds of a run")
     parser.add_argument("--samples", type=int, default=40_000, help="of a score")
     parser.add_argument("--hidden", type=int, default=32, help="units of the network")
     options = parser.parse_args()

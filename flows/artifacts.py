@@ -7,20 +7,17 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
-import httpx
 from prefect import get_client, get_run_logger
 from prefect.artifacts import (
     create_markdown_artifact,
-    create_progress_artifact,
     create_table_artifact,
-    update_progress_artifact,
 )
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from flows.bar import BarArtifact
 from flows.console import describe_progress, format_value, to_json
 
 if TYPE_CHECKING:
@@ -79,35 +76,6 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-class BarArtifact:
-    """A bar in Prefect's UI. An API that does not answer costs a warning, no more."""
-
-    def __init__(self, key: str) -> None:
-        self._logger = get_run_logger()
-        self._key = slug(key)
-        self._id: UUID | None = None
-        self.send(0.0, "starting")
-
-    def show(self, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` have ended."""
-        self.send(100.0 * done / max(total, 1), f"{done} of {total} runs have ended")
-
-    def send(self, percent: float, description: str) -> None:
-        """Set the bar and the words below it."""
-        try:
-            if self._id is None:
-                self._id = cast(
-                    "UUID",  # the synchronous half of a function that is both
-                    create_progress_artifact(
-                        percent, key=self._key, description=description
-                    ),
-                )
-            else:
-                update_progress_artifact(self._id, percent, description=description)
-        except (httpx.HTTPError, OSError) as error:
-            self._logger.warning("no progress artifact: %r", error)
-
-
 class ProgressArtifact:
     """Training progress as a progress artifact and a few log lines.
 
@@ -122,7 +90,7 @@ class ProgressArtifact:
         self._sent_at = time.monotonic()
         self._logged_at = -math.inf
         self._description = "starting"
-        self._bar = BarArtifact(key)
+        self._bar = BarArtifact(slug(key))
 
     def __call__(self, progress: Progress) -> None:
         """Show ``progress`` if the last update is old enough."""
@@ -139,3 +107,8 @@ class ProgressArtifact:
     def finish(self, status: str) -> None:
         """Set the bar to its end."""
         self._bar.send(100.0, f"{status}: {self._description}")
+        self.close()
+
+    def close(self) -> None:
+        """End the bar as it is."""
+        self._bar.close()

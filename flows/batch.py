@@ -77,13 +77,23 @@ class Batch:
         """Runs that are complete or have failed."""
         return len(self.lines) + len(self.errors)
 
-    def stores(self) -> list[str]:
-        """Stores of the runs that can be compared."""
+    def stores(self, *, diverged_too: bool = False) -> list[str]:
+        """Stores of the runs that are complete, and of those that diverged if asked."""
         return [
             line["store"]
             for line in self.lines.values()
-            if line["status"] != "interrupted" and not diverged(line)
+            if line["status"] != "interrupted" and (diverged_too or not diverged(line))
         ]
+
+    def without_store(self) -> list[str]:
+        """Say which runs have none, and why."""
+        failed = [f"{name}: failed, {error}" for name, error in self.errors.items()]
+        ended = {
+            name for name, line in self.lines.items() if line["status"] != "interrupted"
+        }
+        names = [run.name for run in self.runs]
+        waiting = [n for n in names if n not in ended and n not in self.errors]
+        return [*failed, *(f"{name}: not run to its end" for name in waiting)]
 
     def row(self, run: PlannedRun) -> dict[str, Any]:
         """One line of the final table."""

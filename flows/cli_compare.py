@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from flows.cli_runs import Json, Results
 from flows.console import make_table, note, out, print_error, print_json
 from flows.environment import default_results
 from flows.errors import EXIT_FAILED
+from flows.parsing import parse_target
 
 
 def compare(
@@ -28,37 +30,57 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write every figure of the page to, as PNG and SVG.",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What the time is taken to: val_accuracy=0.9, val_loss or train_loss.",
+            show_default=False,
+        ),
+    ] = None,
     results: Results = None,
     as_json: Json = False,
 ) -> None:
-    """Compare runs: a table here, and one page with their curves.
+    """Compare runs: a table here, and one page with figures, curves and verdicts.
 
-    Curves are drawn against updates, samples scored and wall time: synchronous and
-    asynchronous runs look different on each.
+    Curves are drawn against updates, samples, loss values, bytes and wall time:
+    synchronous and asynchronous runs look different on each.
 
     [bold]Examples[/bold]
     $ ndcao compare RUN RUN
     $ ndcao compare results/default/*.zarr --out report.html
     $ ndcao compare RUN RUN --export runs.nc --export runs.csv
+    $ ndcao compare RUN RUN --target val_accuracy=0.9 --figures pictures
     """
     from flows.outcome import stores_of
     from pipeline.compare import combine_runs, loaded, summary_table
     from pipeline.exports import check_export, write_export
     from pipeline.report import write_report
+    from pipeline.report_figures import write_figures
 
     for path in export or ():
         check_export(path)
+    aim = None if target is None else parse_target(target)
     folder = default_results() if results is None else results
-    combined = combine_runs(stores_of(runs, folder))
-    if export:
-        combined = loaded(combined)
+    combined = loaded(combine_runs(stores_of(runs, folder)))
     table = summary_table(combined)
-    page = write_report(combined, report)
+    command = shlex.join(["ndcao", "compare", *runs, "--out", str(report)])
+    command += f" --target {target}" if target else ""
+    page = write_report(combined, report, target=aim, command=command)
+    pictures = write_figures(combined, figures) if figures else []
     files = [file for path in export or () for file in write_export(combined, path)]
     rows = table.reset_index().to_dict(orient="records")
     if as_json:
         exports = [str(file) for file in files]
-        print_json({"report": str(page), "exports": exports, "runs": rows})
+        drawn = [str(file) for file in pictures]
+        answer = {"report": str(page), "exports": exports, "figures": drawn}
+        print_json(answer | {"runs": rows})
         return
     from flows.tables import comparison_table
 
@@ -66,6 +88,8 @@ def compare(
     note(f"curves: {page}")
     for file in files:
         note(f"export: {file}")
+    if pictures:
+        note(f"figures: {len(pictures)} files in {figures}")
 
 
 def algorithms(as_json: Json = False) -> None:

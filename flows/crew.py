@@ -15,7 +15,8 @@ import httpx
 from prefect import tags
 from prefect.exceptions import PrefectException
 
-from flows.artifacts import BarArtifact, publish_markdown, slug
+from flows.artifacts import publish_markdown, slug
+from flows.bar import BarArtifact
 from flows.batch import Batch
 from flows.lending import Lender, reopened
 from flows.outcome import answer_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Failed
 
 from flows.artifacts import (
-    BarArtifact,
     add_tags,
     markdown_table,
     parameter,
@@ -19,6 +19,7 @@ from flows.artifacts import (
     publish_table,
     slug,
 )
+from flows.bar import BarArtifact
 from flows.batch import Batch, Say, cluster_of
 from flows.compare import compare_flow
 from flows.crew import Crew
@@ -65,19 +66,22 @@ def experiment_flow(
     folder = default_results() if results is None else Path(results)
     add_tags("experiment", plan.name)
     batch = Batch(plan.name, folder, get_run_logger().info, plan.runs())
-    bar = BarArtifact(f"progress-{plan.name}")
-    with stop_on_signals(get_run_logger().warning) as stop:
+    with (
+        stop_on_signals(get_run_logger().warning) as stop,
+        contextlib.closing(BarArtifact(slug(f"progress-{plan.name}"))) as bar,
+    ):
         waiting = batch.skip_complete()
         bar.show(batch.n_ended, len(batch.runs))
         if waiting:
             shared = cluster_of(plan, waiting, cluster)
             Crew(batch, shared, stop, bar, retries).run(waiting)
     page = folder / f"{plan.name}.html" if report is None else Path(report)
-    return _finish(batch, page, stopped=stop.event.is_set())
+    target = plan.target.model_dump(exclude_none=True) if plan.target else None
+    return _finish(batch, page, target, stopped=stop.event.is_set())
 
 
 def _finish(
-    batch: Batch, page: Path, *, stopped: bool
+    batch: Batch, page: Path, target: dict[str, float] | None, *, stopped: bool
 ) -> dict[str, Any] | State[dict[str, Any]]:
     """Publish the table and the comparison; the flow run's answer."""
     rows = [batch.row(run) for run in batch.runs]
@@ -90,8 +94,13 @@ def _finish(
         "n_skipped": len(batch.skipped),
         "failed": {name: str(error) for name, error in batch.errors.items()},
     }
-    if stores:
-        answer["report"] = compare_flow(stores, str(page), str(batch.results))["report"]
+    compared = batch.stores(diverged_too=True)
+    if compared:
+        answer["report"] = compare_flow(
+            *(compared, str(page), str(batch.results)),
+            target=target,
+            left_out=batch.without_store(),
+        )["report"]
     publish_table(f"runs-{batch.name}", rows, f"All runs of {batch.name}")
     link = (
         f"[report]({Path(answer['report']).resolve().as_uri()})"

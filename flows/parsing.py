@@ -6,6 +6,7 @@ import math
 import re
 
 BUDGET_KEYS = ("steps", "loss_values", "samples", "gradient_evals", "bytes", "seconds")
+TARGET_KEYS = ("val_accuracy", "val_loss", "train_loss")
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*$", re.IGNORECASE)
 
@@ -116,3 +117,24 @@ def parse_sizes(text: str) -> tuple[int, ...]:
             )
         sizes.append(int(part))
     return tuple(sizes)
+
+
+def parse_target(text: str) -> dict[str, float]:
+    """Metric and value of ``val_accuracy=0.9``.
+
+    Raises
+    ------
+    ValueError — on another metric (test data are no target), or no positive number.
+    """
+    key, _, value = text.partition("=")
+    key = key.strip().replace("-", "_")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if key not in TARGET_KEYS or not (math.isfinite(number) and number > 0):
+        raise ValueError(
+            f"`--target` must be KEY=NUMBER with a key of {', '.join(TARGET_KEYS)}; "
+            f"got {text!r}. Write for example val_accuracy=0.9."
+        )
+    return {key: number}

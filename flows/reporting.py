@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,32 +38,51 @@ def report_run_task(line: dict[str, Any]) -> None:
 
 
 @task(name="compare", retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)
-def compare_task(runs: list[str], out: str, results: str) -> dict[str, Any]:
-    """Align runs, write the page, publish table and curves.
+def compare_task(
+    runs: list[str],
+    out: str,
+    results: str,
+    exports: Sequence[str] = (),
+    target: Mapping[str, float] | None = None,
+    left_out: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Align runs, write the page and the exports, publish table, curves and link.
 
     Returns
     -------
-    dict — ``report`` (path of the page) and ``rows`` (one a run).
+    dict — ``report`` (path of the page), ``exports`` (paths) and ``rows`` (one a run).
     """
-    from pipeline.compare import combine_runs, summary_table
+    from pipeline.compare import combine_runs, loaded, summary_table
     from pipeline.curves import curves_png
+    from pipeline.exports import check_export, write_export
     from pipeline.report import write_report
 
-    combined = combine_runs(stores_of(runs, Path(results)))
+    for path in exports:
+        check_export(Path(path))
+    combined = loaded(combine_runs(stores_of(runs, Path(results))))
     rows = summary_table(combined).reset_index().to_dict(orient="records")
-    page = write_report(combined, Path(out))
+    page = write_report(
+        *(combined, Path(out)),
+        target=target,
+        left_out=left_out,
+        command=f"compare_flow of {len(runs)} runs, out={out}",
+    )
+    files = [f for path in exports for f in write_export(combined, Path(path))]
     name = slug(f"compare-{Path(out).stem}")
     publish_table(name, rows, f"Comparison of {len(runs)} runs")
     text = "\n\n".join(
         [
             f"# Comparison of {len(runs)} runs",
-            f"Page: `{Path(page).resolve()}`",
+            f"Page: [{page.name}]({page.resolve().as_uri()}), a file on the machine "
+            f"that wrote it: `{page.resolve()}`",
+            *(f"Export: `{file.resolve()}`" for file in files),
             markdown_table(rows),
             inline_png(curves_png(combined), "learning curves"),
         ]
     )
     publish_markdown(f"{name}-page", text, f"Comparison of {len(runs)} runs")
-    return {"report": str(page), "rows": rows}
+    exported = [str(file) for file in files]
+    return {"report": str(page), "exports": exported, "rows": rows}
 
 
 def _curves(line: dict[str, Any]) -> str:

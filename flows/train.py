@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -88,7 +89,7 @@ def train_task(config: RunConfig, results: str, again: bool) -> dict[str, Any]:
 
     artifact = ProgressArtifact(f"progress-{flow_run.name}")
     attendant = _attendant.get()
-    with _watched(artifact) as (progress, stop):
+    with contextlib.closing(artifact), _watched(artifact) as (progress, stop):
         dataset = train(
             config,
             results=Path(results),
@@ -97,8 +98,8 @@ def train_task(config: RunConfig, results: str, again: bool) -> dict[str, Any]:
             stop=stop.event,
             lend=attendant.lend if attendant else None,
         )
-    line = summary(dataset)
-    artifact.finish(str(line["status"]))
+        line = summary(dataset)
+        artifact.finish(str(line["status"]))
     return line
 
 

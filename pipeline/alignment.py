@@ -15,7 +15,7 @@ from pipeline.series import AXES, FINISHED, Axis
 __all__ = ["BUDGETS", "State", "align", "budget_named", "evaluations", "last_budgets"]
 
 #: The budgets that runs can be equal in.
-BUDGETS = (*AXES, Axis("bytes", "bytes_moved", "Bytes moved"))
+BUDGETS = AXES
 _MAX_GRID = 400
 
 

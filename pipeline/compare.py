@@ -181,6 +181,9 @@ def _combine(runs: Sequence[RunArrays], skipped: list[str]) -> xr.Dataset:
     coords = {name: _coordinate(name, runs) for name in COORDINATES}
     stores = np.array([str(run.path) for run in runs])
     coords["store"] = ("run", stores, {"long_name": "run store"})
+    clocks = np.array([str(run.attrs.get("clock", "wall")) for run in runs])
+    described = "virtual: times are simulated, never to be compared with measured ones"
+    coords["clock"] = ("run", clocks, {"long_name": "clock", "description": described})
     coords |= {
         key: ("run", values, field_attributes(key, values))
         for key, values in configs.items()

@@ -21,7 +21,7 @@ from pipeline.statistics import (
     probability_of_improvement,
 )
 
-__all__ = ["difference_at", "improvement_at", "level_at", "ratio_at"]
+__all__ = ["common_budget", "difference_at", "improvement_at", "level_at", "ratio_at"]
 
 
 def difference_at(
@@ -103,7 +103,7 @@ def level_at(
     The others, and what is returned, are as in `difference_at`.
     """
     chosen = runs_of(ds, runs)
-    at = _common_budget(ds, chosen, budget) if at is None else at
+    at = common_budget(ds, chosen, budget) if at is None else at
     values, states = _values_at(ds, chosen, metric, budget, at)
     known = np.isfinite(values)
     left_out = tuple(
@@ -124,7 +124,7 @@ class _Values:
         self, ds: xr.Dataset, pairs: Pairs, metric: str, budget: str, at: float | None
     ) -> None:
         if at is None:
-            at = _common_budget(ds, (*pairs.first, *pairs.second), budget)
+            at = common_budget(ds, (*pairs.first, *pairs.second), budget)
         self.name = f"{_named(metric, budget, at)}, {pairs.name}"
         first, states = _values_at(ds, pairs.first, metric, budget, at)
         second, others = _values_at(ds, pairs.second, metric, budget, at)
@@ -161,8 +161,11 @@ def _values_at(
     return aligned[metric].values[:, 0], aligned["state"].values[:, 0]
 
 
-def _common_budget(ds: xr.Dataset, runs: Sequence[int], budget: str) -> float:
-    """Return the least that the runs ended with; of those that ended as planned."""
+def common_budget(ds: xr.Dataset, runs: Sequence[int], budget: str) -> float:
+    """Return the largest budget that all runs reached which used their own one up.
+
+    NaN if there is none such.
+    """
     if not len(runs):
         return math.nan
     part = ds.isel(run=list(runs))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["curves_figure", "curves_png", "curves_svg", "write_curves"]
+__all__ = ["curves_figure", "curves_png", "curves_svg", "render", "write_curves"]
 
 DEFAULT_AXES = ("update", "samples", "wall_time")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
@@ -37,12 +37,14 @@ _MARKERS = "os^Dv*PX"
 def curves_figure(ds: xr.Dataset, axes: Sequence[str] = DEFAULT_AXES) -> Figure:
     """Draw test accuracy (above) and training loss (below) over each budget axis.
 
-    One colour a pair of algorithm and mode; thin lines are seeds, thick ones means.
+    One colour a pair of algorithm and mode. Thick lines are means over seeds, with a
+    95 % band from three on; thin lines are the seeds of methods that have fewer.
 
     Parameters
     ----------
     ds : Dataset — from `pipeline.compare.combine_runs`.
-    axes : of ``update``, ``samples``, ``wall_time``, ``loss_values``: one column each.
+    axes : of ``update``, ``samples``, ``wall_time``, ``loss_values``,
+        ``bytes``: one column each.
 
     Raises
     ------
@@ -73,12 +75,12 @@ def curves_png(
     ds: xr.Dataset, axes: Sequence[str] = DEFAULT_AXES, *, dots_per_inch: int = 110
 ) -> bytes:
     """Return the figure of `curves_figure` as a PNG."""
-    return _render(curves_figure(ds, axes), "png", dots_per_inch)
+    return render(curves_figure(ds, axes), "png", dots_per_inch)
 
 
 def curves_svg(ds: xr.Dataset, axes: Sequence[str] = DEFAULT_AXES) -> str:
     """Return the figure of `curves_figure` as SVG; equal datasets give equal text."""
-    return _render(curves_figure(ds, axes), "svg", 72).decode("utf-8")
+    return render(curves_figure(ds, axes), "svg", 72).decode("utf-8")
 
 
 def write_curves(
@@ -119,7 +121,17 @@ def _draw_panel(
         mean = mean_curve(curves)
         style: Literal["steps-post", "default"]
         style = "steps-post" if mean.stepped else "default"
-        for curve in curves:
+        if mean.half is not None:
+            panel.fill_between(
+                mean.x,
+                mean.y - mean.half,
+                mean.y + mean.half,
+                color=colour,
+                alpha=0.16,
+                linewidth=0,
+                step="post" if mean.stepped else None,
+            )
+        for curve in curves if mean.half is None else ():
             panel.plot(
                 curve.x,
                 curve.y,
@@ -169,7 +181,8 @@ def _add_legend(figure: Figure, groups: Sequence[Group]) -> None:
     )
 
 
-def _render(figure: Figure, kind: str, dots_per_inch: int) -> bytes:
+def render(figure: Figure, kind: str, dots_per_inch: int = 110) -> bytes:
+    """Return a figure as ``png`` or ``svg``; equal figures give equal bytes."""
     from matplotlib import rc_context
 
     buffer = io.BytesIO()

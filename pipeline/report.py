@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 
@@ -14,25 +14,35 @@ import numpy as np
 import xarray as xr
 
 from pipeline.compare import loaded
+from pipeline.estimates import MIN_PAIRS
+from pipeline.report_asynchrony import activity_data, activity_of_runs, activity_table
 from pipeline.report_data import chart_data
+from pipeline.report_methods import method_table, partition_table
 from pipeline.report_tables import (
     difference_table,
     how_it_ended,
-    method_table,
     provenance_list,
     run_table,
 )
-from pipeline.series import CURVES, FINISHED, PALETTE, Group, group_runs
+from pipeline.report_verdicts import verdict_list
+from pipeline.series import FINISHED, PALETTE, Group, group_runs
+from pipeline.verdicts import verdicts
 from pipeline.whole_file import write_whole
 
 __all__ = ["report_html", "write_report"]
 
-#: Fewer seeds than this show nothing about a difference.
-MIN_SEEDS = 3
 _PARTS = Path(__file__).parent / "report_page"
 
 
-def write_report(ds: xr.Dataset, out: str | Path, title: str | None = None) -> Path:
+def write_report(
+    ds: xr.Dataset,
+    out: str | Path,
+    title: str | None = None,
+    *,
+    target: Mapping[str, float] | None = None,
+    left_out: Sequence[str] = (),
+    command: str | None = None,
+) -> Path:
     """Write the comparison as one HTML page, whole or not at all.
 
     Parameters
@@ -40,23 +50,37 @@ def write_report(ds: xr.Dataset, out: str | Path, title: str | None = None) -> P
     ds : Dataset — from `pipeline.compare.combine_runs`.
     out : the file to write; its folder is made where it is missing.
     title : heading of the page; the default says how many runs it compares.
+    target : ``{"val_accuracy": 0.9}``, what verdicts take the time to; by default
+        chosen by the rule of `pipeline.verdict_targets.aim_of`.
+    left_out : runs that have no store, and why: failed, never run.
+    command : what made the page.
 
     Returns
     -------
     ``out``.
     """
-    return write_whole(Path(out), report_html(ds, title))
+    page = report_html(ds, title, target=target, left_out=left_out, command=command)
+    return write_whole(Path(out), page)
 
 
-def report_html(ds: xr.Dataset, title: str | None = None) -> str:
-    """Return the page of `write_report`: tables, curves, differences and provenance.
+def report_html(
+    ds: xr.Dataset,
+    title: str | None = None,
+    *,
+    target: Mapping[str, float] | None = None,
+    left_out: Sequence[str] = (),
+    command: str | None = None,
+) -> str:
+    """Return the page of `write_report`: verdicts, tables, curves and provenance.
 
     The page loads nothing: its policy forbids it. Text from runs is escaped, and its
     only script is known to the policy by its hash.
     """
-    ds = loaded(ds, CURVES)
+    ds = loaded(ds)
     groups = group_runs(ds)
-    script = _part("page.js")
+    activities = activity_of_runs(ds, groups)
+    data = chart_data(ds, groups) | {"activity": activity_data(activities)}
+    script = "".join(_part(f"{name}.js") for name in ("draw", "page", "asynchrony"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     heading = title or f"Comparison of {_count(ds.sizes['run'], 'run')}"
     return Template(_part("page.html")).substitute(
@@ -66,19 +90,34 @@ def report_html(ds: xr.Dataset, title: str | None = None) -> str:
         css=_part("page.css"),
         lead=html.escape(_lead(ds, groups)),
         notes="\n".join(
-            f'<p class="warn">{html.escape(n)}</p>' for n in _notes(ds, groups)
+            f'<p class="warn">{html.escape(n)}</p>'
+            for n in _notes(ds, groups, left_out)
         ),
+        verdicts=verdict_list(verdicts(ds, groups, target)),
         methods=method_table(ds, groups),
+        partitions=_section("partitions", "Partitions", partition_table(ds, groups)),
+        activity=activity_table(activities, ds.sizes["run"]),
         runs=run_table(ds),
         differences=difference_table(ds, groups),
-        provenance=provenance_list(ds),
-        data=_script_safe(json.dumps(chart_data(ds, groups), allow_nan=False)),
+        provenance=provenance_list(ds, command),
+        data=_script_safe(json.dumps(data, allow_nan=False)),
         script=script,
     )
 
 
 def _part(name: str) -> str:
     return (_PARTS / name).read_text(encoding="utf-8")
+
+
+def _section(key: str, title: str, shown: str) -> str:
+    """Return a section with a table that may be wide; nothing without a table."""
+    if not shown:
+        return ""
+    return (
+        f'<section aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {key}">'
+        f"{shown}</div></section>"
+    )
 
 
 def _script_safe(text: str) -> str:
@@ -89,14 +128,14 @@ def _script_safe(text: str) -> str:
 
 
 def _palette_css(groups: Sequence[Group]) -> str:
-    used = range(1 + max(group.colour for group in groups))
+    used = range(max(len(PALETTE), 1 + max(group.colour for group in groups)))
     light, dark = (
         "".join(f"--c{i}: {PALETTE[i % len(PALETTE)][shade]}; " for i in used)
         for shade in (0, 1)
     )
     return (
         f":root {{ {light}}}\n"
-        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
     )
 
 
@@ -110,18 +149,21 @@ def _lead(ds: xr.Dataset, groups: Sequence[Group]) -> str:
     return " · ".join(parts)
 
 
-def _notes(ds: xr.Dataset, groups: Sequence[Group]) -> Iterable[str]:
+def _notes(
+    ds: xr.Dataset, groups: Sequence[Group], left_out: Sequence[str]
+) -> Iterable[str]:
     """Yield what a reader must know before reading the figures."""
-    small = [group for group in groups if len(group.runs) < MIN_SEEDS]
+    small = [group for group in groups if len(group.runs) < MIN_PAIRS]
     if small:
         yield (
-            f"Fewer than {MIN_SEEDS} seeds: "
+            f"Fewer than {MIN_PAIRS} seeds: "
             + ", ".join(f"{group.label} (n = {len(group.runs)})" for group in small)
             + ". Differences between methods may be chance."
         )
     seeds = {tuple(sorted(ds["seed"].values[list(g.runs)].tolist())) for g in groups}
     if len(seeds) > 1:
         yield "The methods do not share the same seeds, so runs cannot all be paired."
+        yield from _missing_seeds(ds, groups)
     status = ds["status"].values.tolist()
     ended = [i for i, value in enumerate(status) if value != FINISHED]
     if ended:
@@ -135,7 +177,7 @@ def _notes(ds: xr.Dataset, groups: Sequence[Group]) -> Iterable[str]:
             f"{_count(len(ended), 'run')} ended early; the figures are from there: "
             f"{names}{more}."
         )
-    skipped = ds.attrs.get("skipped", [])
+    skipped = [*left_out, *ds.attrs.get("skipped", [])]
     if skipped:
         yield f"Left out: {'; '.join(skipped)}."
     for name, what in (("git_commit", "commits"), ("hardware", "machines")):
@@ -143,6 +185,19 @@ def _notes(ds: xr.Dataset, groups: Sequence[Group]) -> Iterable[str]:
             yield f"Runs come from different {what}: see Provenance."
     if ds["git_dirty"].values.any():
         yield "Some runs come from code with uncommitted changes."
+
+
+def _missing_seeds(ds: xr.Dataset, groups: Sequence[Group]) -> Iterable[str]:
+    """Yield which methods lack a seed that another has, ten of them at most."""
+    own = {group.label: {*ds["seed"].values[list(group.runs)]} for group in groups}
+    every = sorted(set().union(*own.values()))
+    lacking = [
+        f"{label}: " + ", ".join(str(seed) for seed in missing[:10])
+        for label, has in own.items()
+        if (missing := [seed for seed in every if seed not in has])
+    ]
+    more = f" and {len(lacking) - 10} more methods" if len(lacking) > 10 else ""
+    yield f"Missing seeds: {'; '.join(lacking[:10])}{more}."
 
 
 def _count(number: int, noun: str) -> str:

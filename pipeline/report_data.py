@@ -104,6 +104,7 @@ def _mean_line(curve: Curve) -> dict[str, Any]:
     return {
         "x": _numbers(curve.x[kept]),
         "y": _numbers(curve.y[kept]),
+        "half": None if curve.half is None else _numbers(curve.half[kept]),
         "stepped": curve.stepped,
     }
 

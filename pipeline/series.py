@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from pipeline.estimates import MIN_PAIRS
+
 __all__ = [
     "AXES",
     "CURVES",
@@ -34,11 +36,15 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A quantity against a budget; ``stepped``: a value holds until the next one."""
+    """A quantity against a budget; ``stepped``: a value holds until the next one.
+
+    ``half`` is half of a 95 % interval, (n,); None where there is none.
+    """
 
     x: np.ndarray  # (n,) non-decreasing
     y: np.ndarray  # (n,)
     stepped: bool = False
+    half: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ AXES = (
     Axis("samples", "n_samples", "Samples seen"),
     Axis("wall_time", "wall_time_s", "Wall time (s)"),
     Axis("loss_values", "n_loss_evals", "Loss values"),
+    Axis("bytes", "bytes_moved", "Bytes moved"),
 )
 METRICS = (
     Axis("test_accuracy", "test_accuracy", "Test accuracy"),
@@ -142,14 +149,15 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
     Curves on the same grid are averaged point by point. Otherwise the mean at a budget
     is that of each curve's last value at or before it (nothing looks ahead), from the
-    largest first to the smallest last budget.
+    largest first to the smallest last budget. From three seeds on there is a pointwise
+    95 % interval of the mean, Student's t.
     """
     curves = [curve for curve in curves if len(curve.x)]
     if not curves:
         return Curve(np.empty(0), np.empty(0))
     first = curves[0].x
     if all(np.array_equal(curve.x, first) for curve in curves):
-        return Curve(first, np.mean([curve.y for curve in curves], axis=0))
+        return _mean_with_interval(first, [curve.y for curve in curves], stepped=False)
     low = max(curve.x[0] for curve in curves)
     high = min(curve.x[-1] for curve in curves)
     grid = np.unique(np.concatenate([curve.x for curve in curves]))
@@ -159,7 +167,19 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
             np.unique(np.linspace(0, len(grid) - 1, _MAX_GRID).round().astype(int))
         ]
     held = [c.y[np.searchsorted(c.x, grid, side="right") - 1] for c in curves]
-    return Curve(grid, np.mean(held, axis=0), stepped=True)
+    return _mean_with_interval(grid, held, stepped=True)
+
+
+def _mean_with_interval(
+    x: np.ndarray, values: Sequence[np.ndarray], *, stepped: bool
+) -> Curve:
+    from scipy.stats import t
+
+    y, n = np.asarray(values), len(values)
+    half = None
+    if n >= MIN_PAIRS:
+        half = t.ppf(0.975, n - 1) * y.std(axis=0, ddof=1) / np.sqrt(n)
+    return Curve(x, y.mean(axis=0), stepped, half)
 
 
 def _label(name: str, value: object) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["PREFIX", "field_attributes", "varying_fields"]
+__all__ = ["PREFIX", "common_fields", "field_attributes", "varying_fields"]
 
 PREFIX = "config."
 #: Fields that other coordinates show, or that only say where a run ran.
@@ -47,6 +47,21 @@ def varying_fields(configs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray
         if any(value != values[0] for value in values):
             out[f"{PREFIX}{key}"] = _column(values)
     return out
+
+
+def common_fields(configs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return key -> value, as text, of the fields that are the same in all runs.
+
+    Parameters
+    ----------
+    configs : the whole configuration of each run.
+    """
+    first, *others = (_flatten(config) for config in configs)
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in others)
+    }
 
 
 def field_attributes(name: str, values: np.ndarray) -> dict[str, str]:

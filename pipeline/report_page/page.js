@@ -1,74 +1,5 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const SVG = "http://www.w3.org/2000/svg";
-const DASHES = ["", "9 4", "2 4", "10 4 2 4"];
-const state = { axis: data.axes[0].key, log: false, hidden: new Set() };
-
-function make(tag, attributes = {}, parent = null, text = null) {
-  const svg = ["svg", "g", "path", "line", "text", "title", "rect"].includes(tag);
-  const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (text !== null) node.textContent = text;
-  if (parent) parent.append(node);
-  return node;
-}
-
-const colour = (group) => `var(--c${group.colour})`;
-const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
-function number(value) {
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  return size >= 1e4 ? short.format(value) : String(Number(value.toPrecision(size >= 1 ? 4 : 3)));
-}
-
-// One shape a colour, so that methods stay apart without colour.
-function marker(shape, x, y, r) {
-  const at = (dx, dy) => `${x + dx * r},${y + dy * r}`;
-  const polygon = (...points) => `M${points.map((p) => at(...p)).join("L")}Z`;
-  return [
-    `M${at(-1, 0)}a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0Z`,
-    polygon([-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]),
-    polygon([0, -1.2], [1.1, 0.8], [-1.1, 0.8]),
-    polygon([0, -1.3], [1.1, 0], [0, 1.3], [-1.1, 0]),
-    polygon([0, 1.2], [1.1, -0.8], [-1.1, -0.8]),
-    polygon([-0.4, -1.2], [0.4, -1.2], [0.4, -0.4], [1.2, -0.4], [1.2, 0.4], [0.4, 0.4],
-      [0.4, 1.2], [-0.4, 1.2], [-0.4, 0.4], [-1.2, 0.4], [-1.2, -0.4], [-0.4, -0.4]),
-    polygon([-1.2, 0], [1, -1.1], [1, 1.1]),
-    polygon([1.2, 0], [-1, -1.1], [-1, 1.1]),
-  ][shape % 8];
-}
-
-function linearTicks(low, high, count) {
-  const raw = (high - low) / count || 1;
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
-  const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) ticks.push(i * step);
-  return ticks;
-}
-
-function logTicks(low, high) {
-  const ticks = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
-    for (const m of [1, 2, 5]) {
-      const tick = m * 10 ** power;
-      if (tick >= low * 0.999 && tick <= high * 1.001) ticks.push(tick);
-    }
-  }
-  return ticks.length >= 2 ? ticks : linearTicks(low, high, 4);
-}
-
-// Parts of a curve without gaps; a log scale has no place for values that are not positive.
-function path(xs, ys, px, py, stepped, log) {
-  let out = "", pen = false;
-  for (let i = 0; i < xs.length; i++) {
-    if (ys[i] === null || xs[i] === null || (log && ys[i] <= 0)) { continue; }
-    const x = px(xs[i]).toFixed(1), y = py(ys[i]).toFixed(1);
-    out += pen ? (stepped ? `H${x}V${y}` : `L${x},${y}`) : `M${x},${y}`;
-    pen = true;
-  }
-  return out;
-}
+// Curves over a budget, their legend, and tables that sort.
+const state = { axis: data.axes[0].key, log: false, all: false, hidden: new Set() };
 
 function shownGroups() {
   return data.groups.filter((_, i) => !state.hidden.has(i));
@@ -86,6 +17,11 @@ function extent(metric, log) {
         widen(x, xs[i]); widen(y, v);
       });
     }
+    const mean = group.mean[metric][state.axis];
+    if (mean.half && !log) mean.y.forEach((v, i) => {
+      if (v === null || mean.half[i] === null) return;
+      widen(y, Math.max(v - mean.half[i], 0)); widen(y, v + mean.half[i]);
+    });
   }
   return Number.isFinite(x[0]) && Number.isFinite(y[0]) ? { x, y } : null;
 }
@@ -142,7 +78,14 @@ function draw(figure, metric) {
   frame(svg, s, axis, height);
   const groups = shownGroups();
   for (const group of groups) {
-    const stepped = group.mean[metric.key][axis.key].stepped;
+    const mean = group.mean[metric.key][axis.key];
+    if (!mean.half) continue;
+    const floor = s.margin.top + s.plotHeight;
+    make("path", { class: "band", d: band(mean, s.px, s.py, log, floor), fill: colour(group), "fill-opacity": 0.16 }, svg);
+  }
+  for (const group of groups) {
+    const { stepped, half } = group.mean[metric.key][axis.key];
+    if (half && !state.all) continue;
     for (const run of group.runs) {
       const xs = run.x[axis.key];
       if (!xs) continue;
@@ -197,7 +140,7 @@ function drawAll() {
   const without = shownGroups().filter((g) => g.runs.every((r) => !r.x[state.axis])).map((g) => g.label);
   const axis = data.axes.find((a) => a.key === state.axis);
   document.getElementById("curve-note").textContent =
-    `Thin lines are seeds, thick ones their mean, drawn where every seed has a value.` +
+    `Thick lines are means over seeds, drawn where every seed has a value, with a 95 % band (Student's t, point by point) from 3 seeds on; thin lines are single runs.` +
     (without.length ? ` Not on this axis, which it does not use (${axis.label.toLowerCase()}): ${without.join(", ")}.` : "");
 }
 
@@ -260,7 +203,8 @@ for (const metric of data.metrics) {
 choices("axes", data.axes.map((a) => [a.key, a.label]), state.axis, (value) => { state.axis = value; });
 choices("scale", [["linear", "Linear"], ["log", "Log"]], "linear", (value) => { state.log = value === "log"; });
 legend();
-sortable(document.getElementById("runs"));
+choices("singles", [["few", "Below 3 seeds"], ["all", "All"]], "few", (value) => { state.all = value === "all"; });
+document.querySelectorAll("table.sortable").forEach(sortable);
 drawAll();
 let pending = 0;
 addEventListener("resize", () => { cancelAnimationFrame(pending); pending = requestAnimationFrame(drawAll); });

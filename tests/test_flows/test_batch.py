@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from flows.batch import cluster_of
+from flows.batch import Batch, cluster_of
 from flows.lending import Lender
 from flows.stopping import StopRequest
 from pipeline.config import ClusterConfig
@@ -48,6 +48,23 @@ def test_cluster__a_local_one_has_what_any_run_asks_for(chosen) -> None:
     assert chosen("cluster.workers: 4").workers == 4
     assert chosen("own_worker: [0, 1, 2]\n  cluster: {workers: 4}").workers == 4
     assert chosen("cluster: {adapt: [1, 3]}").adapt == (1, 3)
+
+
+def test_stores__of_diverged_runs_are_compared_and_missing_ones_named(
+    plan_of, tmp_path
+) -> None:
+    plan = plan_of("dataset: digits")
+    runs = plan.runs()
+    said: list[str] = []
+    batch = Batch("x", tmp_path, said.append, runs)
+    line = {"test_accuracy": None, "wall_time_s": 1.0, "status": "diverged"}
+    line |= {"stop_reason": "diverged: non-finite loss", "store": "here.zarr"}
+    batch.note(runs[0], line)
+    assert batch.stores() == []
+    assert batch.stores(diverged_too=True) == ["here.zarr"]
+    assert batch.without_store() == [f"{runs[1].name}: not run to its end"]
+    batch.note(runs[1], RuntimeError("worker lost"))
+    assert batch.without_store() == [f"{runs[1].name}: failed, worker lost"]
 
 
 class Scheduler:

@@ -41,6 +41,50 @@ def test_compare__exports_files_that_other_tools_open(capsys, run_ids):
     assert last.tolist() == pytest.approx(wanted)
 
 
+def test_compare__writes_figures_and_takes_a_target(capsys, run_ids):
+    words = ["--figures", "pictures", "--target", "val_accuracy=0.05", "--json"]
+    assert run(["compare", *run_ids, *words]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    names = sorted(Path(p).name for p in answer["figures"])
+    first = f"activity-{run_ids[0]}"
+    assert names == [f"{first}.png", f"{first}.svg", "curves.png", "curves.svg"]
+    assert all(Path(p).stat().st_size > 1000 for p in answer["figures"])
+    page = Path(answer["report"]).read_text(encoding="utf-8")
+    assert f"ndcao compare {run_ids[0]} {run_ids[1]} --out report.html" in page
+
+
+@pytest.mark.parametrize("target", ["test_accuracy=0.9", "val_loss=-1", "0.9"])
+def test_compare__refuses_what_is_no_target(capsys, home, target):
+    assert run(["compare", "no-such-run", "--target", target]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "must be KEY=NUMBER with a key of val_accuracy, val_loss, train_loss" in error
+    )
+
+
+def test_compare_flow__exports_and_links_its_page(capsys, run_ids):
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    from flows.compare import compare_flow
+
+    answer = compare_flow(
+        run_ids,
+        "linked.html",
+        exports=["out/runs.csv"],
+        target={"val_accuracy": 0.5},
+        left_out=["sgd-s9: failed, worker lost"],
+    )
+    assert [Path(p).name for p in answer["exports"]] == ["runs.csv", "runs.columns.csv"]
+    assert "Left out: sgd-s9: failed" in Path(answer["report"]).read_text("utf-8")
+    from prefect import get_client
+
+    with get_client(sync_client=True) as api:
+        wanted = ArtifactFilterKey(any_=["compare-linked-page"])
+        found = api.read_artifacts(artifact_filter=ArtifactFilter(key=wanted))
+    uri = Path(answer["report"]).resolve().as_uri()
+    assert f"[linked.html]({uri})" in found[0].data
+
+
 def test_compare__an_unknown_export_is_bad_input_before_any_work(capsys, home):
     assert run(["compare", "no-such-run", "--export", "runs.xlsx"]) == 2
     error = capsys.readouterr().err

@@ -103,5 +103,5 @@ def test_benchmark__measures_and_ends_with_its_lines():
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert all('"ok": true' in line for line in lines)

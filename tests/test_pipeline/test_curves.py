@@ -7,7 +7,7 @@ from pipeline.compare import combine_runs
 from pipeline.curves import curves_figure, curves_png, curves_svg, write_curves
 from pipeline.series import AXES, METRICS, Curve, group_runs, mean_curve, run_curve
 
-UPDATE, _, WALL_TIME, LOSS_VALUES = AXES
+UPDATE, _, WALL_TIME, LOSS_VALUES, _ = AXES
 ACCURACY = METRICS[0]
 
 

@@ -7,6 +7,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from scipy.stats import sem, t
 
 from pipeline.compare import combine_runs
 from pipeline.report import report_html, write_report
@@ -179,6 +180,69 @@ def test_report__says_what_limits_the_comparison(tmp_path, synthetic_run, write_
         assert words in page
 
 
+def test_report__of_failed_diverged_shorter_and_missing_runs_is_correct_and_says_so(
+    tmp_path, synthetic_run, write_run
+):
+    steps = {"budget": {"steps": 110}}
+    end = {"status": "diverged", "stop_reason": "diverged: non-finite loss"}
+    runs = [synthetic_run(mode="sync", seed=seed) for seed in range(6)]
+    runs += [synthetic_run(mode="async", seed=seed) for seed in range(3)]
+    runs += [synthetic_run(mode="async", seed=3, n_evals=7, config=steps)]
+    runs += [synthetic_run(mode="async", seed=4, n_evals=3, attrs=end, config=steps)]
+    runs[-1]["val_accuracy"][:] = 0.2
+    ds = combine_runs([write_run(run, tmp_path) for run in runs])
+    page = report_html(
+        ds, target={"val_accuracy": 0.6}, left_out=["async-s6: failed, worker lost"]
+    )
+    for words in (
+        "Left out: async-s6: failed, worker lost.",
+        "1 run ended early",
+        "nd-cao-async-digits-s4-abc123 (diverged: non-finite loss)",
+        "Missing seeds: nd-cao async: 5.",
+        "nd-cao-sync-digits-s5-abc123: no partner with seed 5",
+        "nd-cao-async-digits-s4-abc123: ended before: diverged: non-finite loss",
+        "4 of 5 first reached it",
+        "sign test of the median, censored pairs as bounds",
+        "n = 4 pairs (Student t, 95%)",
+    ):
+        assert words in page, words
+    at = 60  # where the shorter run ended, which used its own budget up
+    step = ds["step"].values
+    values = [
+        ds["test_accuracy"].values[run][step[run] == at].item()
+        for run in (*range(4), *range(6, 10))
+    ]
+    difference = sum(values[4:]) / 4 - sum(values[:4]) / 4
+    assert f"(60), async − sync: {difference:+.4f}".replace("-0.", "−0.") in page
+
+
+def test_report__methods_have_intervals_from_three_runs_on(tmp_path, write_demo_runs):
+    ds = combine_runs(write_demo_runs(tmp_path, 3))
+    page = report_html(ds)
+    values = ds["final_test_accuracy"].sel(mode="async").values
+    low, high = t.interval(0.95, 2, values.mean(), sem(values))
+    assert f"[{low:.4f}, {high:.4f}]" in page
+    assert page.count("mean, n = 3 runs, Student t") > 6
+    curve = page_data(page)["groups"][0]["mean"]["test_accuracy"]["update"]
+    assert curve["half"][-1] == pytest.approx(high - values.mean(), rel=1e-3)
+
+
+def test_report__compares_partitions_only_where_they_vary(
+    tmp_path, synthetic_run, write_run
+):
+    paths = [
+        write_run(synthetic_run(seed=seed, attrs={"partition": name}), tmp_path / name)
+        for name in ("by_layer", "by_unit:9")
+        for seed in range(3)
+    ]
+    assert "Accuracy, difference to the first" not in report_html(
+        combine_runs(paths[:3])
+    )
+    page = report_html(combine_runs(paths))
+    assert "Accuracy, difference to the first" in page
+    assert "n = 3 pairs" in page
+
+
 def test_report__stays_small_with_many_long_runs(tmp_path, synthetic_run, write_run):
     path = write_run(synthetic_run(n_evals=600), tmp_path)
     one = combine_runs([path])
@@ -210,7 +274,7 @@ def test_report__opens_in_a_browser_without_network_or_console_message(
     dom, console = browse(page)
     assert console == []
     assert dom.count('class="mean"') == 6
-    assert dom.count('role="img"') == 2
+    assert dom.count('role="img"') == 6
 
 
 def test_report__selector_legend_and_sorting_work_in_a_browser(
@@ -228,7 +292,7 @@ def test_report__selector_legend_and_sorting_work_in_a_browser(
     result = re.search(r'<pre id="result">(.*?)</pre>', dom)
     assert result
     out = json.loads(result[1].replace("&quot;", '"').replace("&amp;", "&"))
-    assert out["charts"] == 2
+    assert out["charts"] == 6
     assert out["means"] == 6
     assert "against updates per node" in out["before"]
     assert "against wall time (s)" in out["after"]
