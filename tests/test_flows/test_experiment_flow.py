@@ -210,3 +210,22 @@ def test_experiment__what_prefect_forgets_is_taken_from_the_store(
     monkeypatch.setattr(Crew, "_child", forgetful)
     state, _ = batch(BATCH.replace("[nd-cao, sgd]", "[nd-cao]"), retries=0)
     assert [row["status"] for row in state.result()["rows"]] == ["complete"] * 2
+
+
+def test_experiment__runs_over_tls_on_workers_of_dask_commands(
+    batch, home, dask_processes, certificates
+) -> None:
+    processes = dask_processes(tls=certificates)
+    processes.worker("alice")
+    processes.worker("bob")
+    cluster = ClusterConfig(
+        kind="scheduler-file", scheduler_file=str(processes.file), tls=certificates
+    )
+    state, _ = batch(BATCH, cluster=cluster)
+    assert processes.address.startswith("tls://")
+    assert [row["status"] for row in state.result()["rows"]] == ["complete"] * 4
+    used = [open_run(s) for s in (home / "kept" / "tiny").glob("*.zarr")]
+    assert {name for ds in used for name in ds.attrs["worker_names"]} <= {
+        "alice",
+        "bob",
+    }

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import ipaddress
-import json
 import logging
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import dask
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from distributed import Client
 
 from pipeline import cluster_admission
@@ -28,7 +18,6 @@ from pipeline.train import train
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-DASK = str(Path(sys.executable).parent / "dask")
 WAIT_S = 90.0
 
 NO_NDCAO = """
@@ -53,115 +42,7 @@ def make(image_shape, n_classes):
 """
 
 
-class Processes:
-    """A scheduler and workers of one folder, started as a user starts them."""
-
-    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
-        self.folder, self.options = folder, options
-        self.file = folder / "scheduler.json"
-        self.environment = {
-            k: v for k, v in os.environ.items() if not k.startswith(("COV", "DASK_"))
-        }
-        self.environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": "", **environment}
-        self._all: list[subprocess.Popen[bytes]] = []
-        self.start("scheduler", "--port", "0")
-        deadline = time.monotonic() + WAIT_S
-        while not self.file.exists() or not self.file.read_text():
-            assert self._all[0].poll() is None, self.log
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-    @property
-    def address(self) -> str:
-        return json.loads(self.file.read_text())["address"]
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    def start(self, what: str, *options: str) -> None:
-        both = ["--scheduler-file", str(self.file), "--host", "127.0.0.1"]
-        with (self.folder / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [DASK, what, *both, "--no-dashboard", *self.options, *options],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-            )
-        self._all.append(process)
-
-    def worker(self, name: str, *options: str) -> None:
-        self.start("worker", "--nthreads", "1", "--name", name, *options)
-
-    def close(self) -> None:
-        for process in reversed(self._all):
-            process.send_signal(signal.SIGINT)
-        for process in self._all:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(20)
-
-
-@pytest.fixture
-def dask_processes(tmp_path):
-    with contextlib.ExitStack() as stack:
-
-        def start(*options: str, **environment: str) -> Processes:
-            folder = tmp_path / "dask"
-            folder.mkdir()
-            found = Processes(folder, *options, **environment)
-            stack.callback(found.close)
-            return found
-
-        yield start
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory):
-    """An authority, and one certificate of it for everyone: the keys of cluster.tls."""
-    folder = tmp_path_factory.mktemp("tls")
-    now = datetime.datetime.now(datetime.UTC)
-    day = datetime.timedelta(days=1)
-
-    def name(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
-
-    def sign(subject, public, issuer, key, *, authority: bool) -> bytes:
-        alternative = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        built = (
-            x509.CertificateBuilder()
-            .subject_name(name(subject))
-            .issuer_name(name(issuer))
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - day)
-            .not_valid_after(now + day)
-            .add_extension(x509.BasicConstraints(authority, None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        return built.public_bytes(serialization.Encoding.PEM)
-
-    ca, own = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    private = own.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    contents = {
-        "ca_file": sign("test-ca", ca.public_key(), "test-ca", ca, authority=True),
-        "cert": sign("node", own.public_key(), "test-ca", ca, authority=False),
-        "key": private,
-    }
-    for part, content in contents.items():
-        (folder / f"{part}.pem").write_bytes(content)
-    return {part: str(folder / f"{part}.pem") for part in contents}
-
-
-def by_file(processes: Processes, **settings) -> dict:
+def by_file(processes, **settings) -> dict:
     kind = {"kind": "scheduler-file", "scheduler_file": str(processes.file)}
     return kind | {"start_timeout_s": WAIT_S} | settings
 
@@ -172,13 +53,7 @@ def by_file(processes: Processes, **settings) -> dict:
 def test_tls__a_run_on_dask_commands_with_certificates_gives_the_same_bits(
     tiny, certificates, dask_processes, sync_run, tmp_path
 ) -> None:
-    files = {"ca-file": "ca_file", "cert": "cert", "key": "key"}
-    flags = [
-        part
-        for flag, name in files.items()
-        for part in (f"--tls-{flag}", certificates[name])
-    ]
-    processes = dask_processes("--protocol", "tls", *flags)
+    processes = dask_processes(tls=certificates)
     processes.worker("alice")
     processes.worker("bob")
     assert processes.address.startswith("tls://")
