@@ -71,7 +71,8 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:
-        cells = (format_value(row[c]).replace("|", "\\|") for c in columns)
+        words = (" ".join(format_value(row[c]).split()) for c in columns)
+        cells = (text.replace("|", "\\|") for text in words)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

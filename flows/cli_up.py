@@ -9,13 +9,21 @@ import typer
 from flows.cli_runs import Json
 from flows.console import make_table, note, out, print_json, say
 
+MAX_PORT = 65535
+
 
 def up(
     port: Annotated[
-        int, typer.Option(min=0, help="Of the Prefect server; 0: any free one.")
+        int,
+        typer.Option(
+            min=0, max=MAX_PORT, help="Of the Prefect server; 0: any free one."
+        ),
     ] = 4200,
     dashboard_port: Annotated[
-        int, typer.Option(min=0, help="Of the Dask dashboard; 0: any free one.")
+        int,
+        typer.Option(
+            min=0, max=MAX_PORT, help="Of the Dask dashboard; 0: any free one."
+        ),
     ] = 8787,
     workers: Annotated[
         int | None,
@@ -33,9 +41,9 @@ def up(
     """Start all that deployments need, in this terminal, until Ctrl-C.
 
     A Prefect server (unless PREFECT_API_URL names one), the deployments and a worker
-    that runs them, and a Dask cluster that they share. Data and results are below the
-    current folder, or $NDCAO_HOME. What dies is started again. Ctrl-C ends everything;
-    runs that train leave checkpoints.
+    that runs them, and a Dask cluster that batches share. Data and results are below
+    the current folder, or $NDCAO_HOME. What dies is started again. Ctrl-C ends
+    everything; runs that train leave checkpoints.
 
     [bold]Examples[/bold]
     $ ndcao up

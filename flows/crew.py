@@ -58,6 +58,7 @@ class Crew:
         self._tries: Counter[str] = Counter()
         self._losses = 0
         self._began = False
+        self._device = "cpu"
         self._context = contextvars.copy_context()  # with no client that is current
 
     def run(self, waiting: Sequence[PlannedRun]) -> None:
@@ -72,7 +73,8 @@ class Crew:
             try:
                 self._work_on(threads, self._first_cluster())
                 while self._left():
-                    self._work_on(threads, reopened(self.config, self.stop))
+                    opening = reopened(self.config, self.stop, self._device)
+                    self._work_on(threads, opening)
             except RuntimeError as err:
                 self.lender.end()
                 if not self._began:
@@ -84,8 +86,9 @@ class Crew:
     def _first_cluster(self) -> AbstractContextManager[Cluster | None]:
         if not any(workers_needed(run.config) for run in self._queue):
             return nullcontext()
-        cuda = any(run.config.device == "cuda" for run in self._queue)
-        return open_cluster(self.config, "cuda" if cuda else "cpu")
+        if any(run.config.device == "cuda" for run in self._queue):
+            self._device = "cuda"
+        return open_cluster(self.config, self._device)
 
     def _left(self) -> bool:
         if self.stop.event.is_set():
@@ -227,7 +230,7 @@ class Crew:
         while self._children:
             self._collect(LOOK_S)
         for run in [*self._queue, *self._elsewhere, *self._ahead.values()]:
-            if run.name not in self.batch.lines:
+            if run.name not in self.batch.lines and not self.stop.event.is_set():
                 self.batch.note(run, error)
         self._queue.clear()
         self._elsewhere.clear()

@@ -19,6 +19,7 @@ AUTOMATION = "ndcao: a flow run that fell silent has crashed"
 APPLY_S = 300.0  # limit for all of prefect.yaml
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 RUN_EVENT = "prefect.flow-run."
+RULE = ("description", "trigger", "actions")  # what of an automation is ours to say
 
 
 def prefect_file() -> Path:
@@ -60,9 +61,13 @@ def api_url() -> str:
 
 
 def deployment_environment() -> dict[str, str]:
-    """What ``prefect.yaml`` takes from the environment, resolved now."""
+    """What ``prefect.yaml`` takes from the environment, resolved now.
+
+    Makes the home if it is not there.
+    """
     up = running()
     cluster = os.environ.get("NDCAO_SCHEDULER_FILE") or (up or {}).get("scheduler_file")
+    home().mkdir(parents=True, exist_ok=True)  # flow runs change to it
     return {
         "NDCAO_HOME": str(home().resolve()),
         "NDCAO_SCHEDULER_FILE": str(Path(cluster).resolve()) if cluster else "",
@@ -181,7 +186,9 @@ def mark_silent_runs() -> None:
     except ValueError:
         rule.create()
         return
-    rule.id = known.id
+    if all(getattr(known, part) == getattr(rule, part) for part in RULE):
+        return  # an update would forget the runs that it listens for
+    rule.id, rule.enabled = known.id, known.enabled
     rule.update()
 
 

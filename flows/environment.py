@@ -50,7 +50,7 @@ def default_results() -> Path:
 def shared_cluster() -> ClusterConfig | None:
     """The running Dask cluster that ``$NDCAO_SCHEDULER_FILE`` names; None if unset.
 
-    ``ndcao up`` and the deployments set it, so that every flow run shares one cluster.
+    ``ndcao up`` and the deployments set it, so that all batches share one cluster.
     """
     path = os.environ.get("NDCAO_SCHEDULER_FILE")
     if not path:

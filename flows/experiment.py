@@ -94,6 +94,7 @@ def _finish(
         "n_skipped": len(batch.skipped),
         "failed": {name: str(error) for name, error in batch.errors.items()},
     }
+    publish_table(f"runs-{batch.name}", rows, f"All runs of {batch.name}")
     compared = batch.stores(diverged_too=True)
     if compared:
         answer["report"] = compare_flow(
@@ -101,7 +102,6 @@ def _finish(
             target=target,
             left_out=batch.without_store(),
         )["report"]
-    publish_table(f"runs-{batch.name}", rows, f"All runs of {batch.name}")
     link = (
         f"[report]({Path(answer['report']).resolve().as_uri()})"
         if answer["report"]

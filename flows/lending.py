@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distributed.client import ClosedClientError
 
 from flows.stopping import StopRequest
-from pipeline.cluster import Cluster, open_cluster
+from pipeline.cluster import ANSWER_S, Cluster, open_cluster
 from pipeline.config import ClusterConfig
 from pipeline.leases import ClusterLost, Leases, NoLease, lent, workers_needed
 
@@ -50,7 +51,8 @@ def _identity(cluster: Cluster) -> str:
 
 
 async def _scheduler_id(client: Any) -> str:
-    answer = await client.scheduler.identity(n_workers=0)
+    asked = client.scheduler.identity(n_workers=0)
+    answer = await asyncio.wait_for(asked, ANSWER_S)
     return str(answer["id"])
 
 
@@ -74,8 +76,16 @@ class Lender:
         self._seen = 0.0  # when there were workers
 
     def open(self, cluster: Cluster) -> None:
-        """Lend the workers of this cluster from now on."""
-        self._site = Site.at(cluster)
+        """Lend the workers of this cluster from now on.
+
+        Raises
+        ------
+        ClusterLost — if its scheduler has gone in the meantime.
+        """
+        try:
+            self._site = Site.at(cluster)
+        except _GONE as err:
+            raise ClusterLost(f"lost the scheduler: {err}") from err
         self._wanted, self._seen = -1, time.monotonic()
         self.look()
 
@@ -160,25 +170,30 @@ class Lender:
 
 
 @contextmanager
-def reopened(config: ClusterConfig, stop: StopRequest) -> Iterator[Cluster]:
+def reopened(
+    config: ClusterConfig, stop: StopRequest, device: str = "cpu"
+) -> Iterator[Cluster]:
     """Open a cluster whose scheduler was lost, within ``start_timeout_s``.
 
-    Its scheduler file is read anew with every try.
+    One that we do not start is tried for a few seconds at a time, and its scheduler
+    file read anew with every try.
 
     Raises
     ------
     RuntimeError — if it is not there in time, or a stop was asked for.
     """
-    brief = min(TRY_S, config.start_timeout_s)
+    brief = config.start_timeout_s
+    if config.kind in ("address", "scheduler-file"):
+        brief = min(TRY_S, brief)
     short = config.model_copy(update={"start_timeout_s": brief})
     deadline = time.monotonic() + config.start_timeout_s
     with ExitStack() as stack:
         while True:
             try:
-                cluster = stack.enter_context(open_cluster(short))
+                cluster = stack.enter_context(open_cluster(short, device))
                 break
-            except RuntimeError:
+            except _GONE as err:  # it may go again while we talk to it
                 late = time.monotonic() > deadline
                 if late or stop.event.wait(0.5):
-                    raise
+                    raise RuntimeError(str(err) or repr(err)) from err
         yield replace(cluster, config=config)

@@ -48,6 +48,7 @@ class _Running:
     began: float
     deaths: int = 0
     start_at: float | None = None  # when to start it again; None = it runs
+    orphans: list[psutil.Process] = field(default_factory=list)  # of those that died
 
 
 @dataclass(slots=True)
@@ -115,6 +116,7 @@ class Supervisor:
             code = running.process.poll()
             if code is None:
                 return
+            running.orphans += _session(running.process.pid)
             steady = now - running.began > STEADY_S
             running.deaths = 1 if steady else running.deaths + 1
             if running.deaths >= MAX_DEATHS:
@@ -131,11 +133,16 @@ class Supervisor:
             self.changed()
 
     def stop(self) -> None:
-        """End everything, the last started first; what does not go is killed."""
+        """End everything, the last started first; what does not go is killed.
+
+        Also what was started by a process that died, and has outlived it.
+        """
         for running in reversed(self._running):
             end_tree(running.process.pid, running.program.grandchildren_first)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.process.wait(timeout=GRACE_S)
+            _ask(running.orphans)
+            _see_off(running.orphans)
         self._running.clear()
 
 
@@ -147,24 +154,49 @@ def end_tree(pid: int, grandchildren_first: bool = False) -> None:
     """Ask a process and all below it to end; kill what is left after GRACE_S."""
     try:
         root = psutil.Process(pid)
-        below = root.children(recursive=True)
     except psutil.NoSuchProcess:
         return
+    below = _below(root, recursive=True)
     if grandchildren_first:
-        _ask(psutil.Process(pid).children())
+        _ask(_below(root, recursive=False))
         psutil.wait_procs(below, timeout=GRACE_S)
+        late = [one for one in _below(root, recursive=True) if one not in below]
+        _ask(late)  # a slot became free, and it started another one
+        below += late
     _ask([root])
-    left = psutil.wait_procs([root, *below], timeout=GRACE_S)[1]
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=GRACE_S)
+    _see_off([root, *below])
+
+
+def _below(root: psutil.Process, *, recursive: bool) -> list[psutil.Process]:
+    try:
+        return root.children(recursive=recursive)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    """Processes of the session that a process was started with, as they are now."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+    return found
 
 
 def _ask(processes: Sequence[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
+
+
+def _see_off(processes: Sequence[psutil.Process]) -> None:
+    """Wait until all have gone; kill what is left after GRACE_S."""
+    left = psutil.wait_procs(processes, timeout=GRACE_S)[1]
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=GRACE_S)
 
 
 def _spawn(program: Program) -> subprocess.Popen[bytes]:

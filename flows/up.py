@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from flows import up_state
 from flows.deployments import deploy
 from flows.environment import home
 from flows.supervisor import Stop, Supervisor, end_tree
-from flows.up_parts import Parts, Say
+from flows.up_parts import Parts, Say, check_gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,11 @@ def up(
     Raises
     ------
     RuntimeError — if another ``up`` runs in this home, or a part does not start.
-    ValueError — if a port is taken.
+    ValueError — if a port is taken, or there is no GPU.
+    KeyboardInterrupt — if a signal asks for the end before all runs.
     """
+    if gpus:
+        check_gpus()
     folder = up_state.folder()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "up.lock")
@@ -85,7 +88,8 @@ def up(
         addresses = Addresses(**state)
         if with_deployments:
             say("applying the deployments")
-            deploy(addresses.api_url, parts.environment(state))
+            with _ctrl_c_explains_errors(stop):
+                deploy(addresses.api_url, parts.environment(state))
         parts.worker(state)
         state["ready"] = True
         up_state.write(state, supervisor.processes())
@@ -93,15 +97,31 @@ def up(
 
 
 @contextmanager
+def _ctrl_c_explains_errors(stop: Stop) -> Iterator[None]:
+    """End with KeyboardInterrupt once ``stop`` is set: children hear Ctrl-C, too."""
+    try:
+        yield
+    except RuntimeError:
+        if not stop.is_set():
+            raise
+    if stop.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def _stop_on_signal(say: Say) -> Iterator[Stop]:
     stop = Stop()
 
     def handle(number: int, _: object) -> None:
-        if not stop.is_set():
-            say("stopping; runs that train leave checkpoints")
+        if stop.is_set():
+            return
         stop.set()
+        with suppress(OSError):  # a terminal that was closed takes no words
+            say("stopping; runs that train leave checkpoints")
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop

@@ -19,6 +19,13 @@ from flows.environment import keep_prefect_local
 from flows.supervisor import Program, Stop, Supervisor
 
 HOST = "127.0.0.1"  # Prefect and Dask take anyone's code: never a public address
+# In memory, as by default, a server that starts again knows no slots of runs under way,
+# and Prefect ends these when they renew theirs.
+SLOTS = {
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+        "prefect.server.concurrency.lease_storage.filesystem"
+    )
+}
 READY_S = 120.0  # limit for each process's start
 QUERY_S = 2  # between two looks of the Prefect worker for runs that are due
 _DASK = (sys.executable, "-m", "dask")
@@ -38,24 +45,27 @@ class Parts:
     def server(self, port: int) -> dict[str, str]:
         """Use the configured Prefect API, or start a server."""
         keep_prefect_local()
+        from prefect import get_client
         from prefect.settings import get_current_settings
 
-        configured = get_current_settings().api.url
-        if configured:
-            url = str(configured)
-            if not _answers(f"{url.rstrip('/')}/health"):
+        settings = get_current_settings()
+        if settings.api.url:
+            url = str(settings.api.url)
+            with get_client(sync_client=True) as client:  # has the keys, certificates
+                error = client.api_healthcheck()
+            if error is not None:
                 raise RuntimeError(
-                    f"`PREFECT_API_URL` must name a server that runs; got no answer "
+                    f"`PREFECT_API_URL` must name a server that runs; got {error!r} "
                     f"from {url}. Start it, or unset it."
                 )
-            return {"api_url": url, "ui_url": url.removesuffix("/api")}
+            return {"api_url": url, "ui_url": str(settings.ui_url or url)}
         port = _free_port(port, "--port")
         root = f"http://{HOST}:{port}"
         words = ["server", "start", "--host", HOST, "--port", str(port)]
         self._start(
             "prefect-server",
             [sys.executable, "-m", "prefect", *words],
-            {"PREFECT_SERVER_UI_API_URL": f"{root}/api"},
+            {"PREFECT_SERVER_UI_API_URL": f"{root}/api", **SLOTS},
             ready=lambda: _answers(f"{root}/api/health"),
         )
         return {"api_url": f"{root}/api", "ui_url": root}
@@ -124,6 +134,22 @@ class Parts:
         self.supervisor.start(program)
         if ready is not None:
             self.supervisor.wait_until(ready, name, READY_S, self.stop)
+
+
+def check_gpus() -> None:
+    """Make sure that there is a GPU.
+
+    Raises
+    ------
+    ValueError — if there is none.
+    """
+    from pipeline.cluster import visible_gpus
+
+    if not visible_gpus():
+        raise ValueError(
+            "`--gpus` must find a GPU; torch sees none here. Leave it out, or install "
+            "a CUDA build of torch on a machine with a GPU."
+        )
 
 
 def dask_environment() -> dict[str, str]:

@@ -54,11 +54,11 @@ def running() -> dict[str, Any] | None:
 
 
 def leftovers() -> list[int]:
-    """Processes of an ``ndcao up`` that was killed, and that still run."""
+    """Processes of an ``ndcao up`` that was killed, and that still run, last first."""
     state = read()
     if state is None or alive(state["up"]):
         return []
-    return [one["pid"] for one in state["processes"] if alive(one)]
+    return [one["pid"] for one in reversed(state["processes"]) if alive(one)]
 
 
 def alive(process: dict[str, Any]) -> bool:

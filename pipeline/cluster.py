@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,7 @@ SETTINGS = {
 }
 POLL_S = 0.1
 LOOK_S = 1.0  # between two questions which workers there are
+ANSWER_S = 60.0  # limit for a scheduler's or a worker's answer to a short question
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,10 @@ class Cluster:
             return {}
         try:
             scheduler: Any = self.client.scheduler
-            identity: dict[str, Any] = await scheduler.identity(n_workers=-1)
+            asked = scheduler.identity(n_workers=-1)
+            identity: dict[str, Any] = await asyncio.wait_for(asked, ANSWER_S)
             return identity
-        except (OSError, AttributeError):  # the connection is gone
+        except (OSError, AttributeError):  # no connection, or no answer in time
             return {}
 
     def want(self, n: int) -> None:
@@ -127,9 +130,13 @@ class Cluster:
         try:
             Variable(variable, client=self.client).delete()
             if function is not None:
-                self.client.run(function, variable, on_error="ignore")
-        except (OSError, TimeoutError) as err:
-            logger.warning("could not delete %s from the cluster: %s", variable, err)
+                self.client.sync(self._call, function, variable)
+        except OSError as err:
+            logger.warning("could not delete %s from the cluster: %r", variable, err)
+
+    async def _call(self, function: Any, variable: str) -> None:
+        asked: Any = self.client.run(function, variable, on_error="ignore")
+        await asyncio.wait_for(asked, ANSWER_S)
 
     def wait_for_workers(self, n: int = 1) -> list[str]:
         """Addresses of the workers a run may use, ``cluster.workers`` at most.

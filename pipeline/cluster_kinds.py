@@ -176,18 +176,16 @@ def _one_nanny_per_gpu(
 
 
 def _connect(config: ClusterConfig) -> Client:
-    target: dict[str, Any] = {"address": config.address}
     where = config.address
-    if config.kind == "scheduler-file":
+    if config.kind == "scheduler-file":  # Dask would wait for a file that goes for ever
         where = _address_in(Path(config.scheduler_file or ""))
-        target = {"scheduler_file": config.scheduler_file}
     security = security_of(config)
     try:
         return Client(
+            where,
             timeout=config.start_timeout_s,
             set_as_default=False,
             security=security,
-            **target,
         )
     except (OSError, TimeoutError) as err:
         raise RuntimeError(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 
 import pytest
+from distributed.comm import CommClosedError
 
+from flows import lending
 from flows.batch import Batch, cluster_of
+from flows.crew import Crew
 from flows.lending import Lender
 from flows.stopping import StopRequest
+from pipeline.cluster import Cluster
 from pipeline.config import ClusterConfig
 from pipeline.experiment import load_experiment
 from pipeline.leases import ClusterLost, NoLease
@@ -132,6 +137,68 @@ def test_lend__nobody_waits_when_the_batch_ends(lender, plan_of) -> None:
     lender.end()
     with pytest.raises(NoLease), lender.lend(plan_of("dataset: digits").runs()[0]):
         pytest.fail("there was nothing to lend")
+
+
+def test_open__a_scheduler_that_has_gone_meanwhile_is_lost() -> None:
+    cluster = Scheduler("a")
+    cluster.id = None
+    with pytest.raises(ClusterLost, match="no connection"):
+        Lender(cluster.config, StopRequest()).open(cluster)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Stands in for opening a cluster: fails at first; what it was asked for."""
+    asked = []
+
+    @contextlib.contextmanager
+    def open_cluster(config, device):
+        asked.append((config.start_timeout_s, device))
+        if len(asked) == 1:
+            raise CommClosedError("it went again")
+        yield Cluster(client=None, config=config)
+
+    monkeypatch.setattr(lending, "open_cluster", open_cluster)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit_s"),
+    [
+        ({"kind": "address", "address": "tcp://there:1"}, lending.TRY_S),
+        ({"kind": "jobqueue", "system": "slurm"}, 600.0),  # jobs wait in their queue
+    ],
+)
+def test_reopened__tries_until_it_is_there(settings, limit_s, opened) -> None:
+    config = ClusterConfig(**settings, start_timeout_s=600)
+    with lending.reopened(config, StopRequest(), "cuda") as cluster:
+        assert cluster.config == config
+    assert opened == [(limit_s, "cuda")] * 2
+
+
+def test_reopened__gives_up_with_a_reason_when_told_to_stop(opened) -> None:
+    stop = StopRequest()
+    stop.event.set()
+    with (
+        pytest.raises(RuntimeError, match="it went again"),
+        lending.reopened(ClusterConfig(), stop),
+    ):
+        pytest.fail("it could not be opened")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_give_up__names_what_failed_but_not_what_was_stopped(
+    stopped, plan_of, tmp_path
+) -> None:
+    runs = plan_of("dataset: digits").runs()
+    batch, stop = Batch("x", tmp_path, [].append, runs), StopRequest()
+    crew = Crew(batch, ClusterConfig(), stop, bar=None, retries=0)
+    crew._queue.extend(runs)
+    if stopped:
+        stop.event.set()
+    crew._give_up(RuntimeError("no scheduler"))
+    assert list(batch.errors) == ([] if stopped else [run.name for run in runs])
+    assert len(batch.without_store()) == len(runs)
 
 
 def test_want__asks_only_for_what_has_changed(lender) -> None:

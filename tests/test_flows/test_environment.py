@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows import environment
+from flows.artifacts import markdown_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +38,11 @@ def test_prefect_defaults__reach_prefect_before_it_reads_its_settings():
         check=True,
     )
     assert done.stdout.split() == ["False", "120"]
+
+
+def test_table__a_reason_of_several_lines_stays_in_its_cell():
+    table = markdown_table([{"run": "a|b", "why": "first line\n| second"}])
+    assert table.splitlines()[2:] == ["| a\\|b | first line \\| second |"]
 
 
 def test_home__is_the_variable_or_here(monkeypatch, tmp_path):

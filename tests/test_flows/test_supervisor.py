@@ -23,6 +23,24 @@ time.sleep(600)
 """
 
 
+# Has a child that dies when it is asked, and one that does not; puts a third one in the
+# place of the first.
+RESTLESS = """
+import subprocess, sys, time
+sleep = "import time; time.sleep(600)"
+deaf = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+def start(name, code):
+    child = subprocess.Popen([sys.executable, "-c", code])
+    open(sys.argv[1] + name, "w").write(str(child.pid))
+    return child
+start("deaf", deaf + "open(sys.argv[0] and %r, 'w').close(); " % (sys.argv[1] + "up")
+      + sleep)
+start("first", sleep).wait()
+start("second", sleep)
+time.sleep(600)
+"""
+
+
 @pytest.fixture
 def told():
     return []
@@ -61,6 +79,27 @@ def test_supervisor__starts_again_what_was_killed_and_says_so(watched, told, tmp
     assert told == ["part was ended by SIGKILL: starting it again"]
 
 
+def test_supervisor__ends_what_outlived_a_part_that_was_killed(watched, tmp_path):
+    marker = tmp_path / "child"
+    watched.start(program(tmp_path, STUBBORN, str(marker)))
+    until(lambda: marker.exists() and marker.read_text())
+    child, first = int(marker.read_text()), watched.processes()[0][1]
+    stop = s.Stop()
+    thread = threading.Thread(target=watched.watch, args=(stop,))
+    thread.start()
+    psutil.Process(first).kill()
+    until(lambda: watched.processes()[0][1] != first)
+    stop.set()
+    thread.join(timeout=10)
+    assert psutil.pid_exists(child)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s, "GRACE_S", 0.5)
+        watched.stop()
+
+    until(lambda: not psutil.pid_exists(child))
+
+
 def test_supervisor__gives_up_on_what_dies_at_once_every_time(
     watched, tmp_path, monkeypatch
 ):
@@ -89,6 +128,20 @@ def test_end_tree__kills_what_ignores_its_signal_and_all_below(tmp_path, monkeyp
     one.stop()
 
     until(lambda: not any(map(psutil.pid_exists, pids)))
+
+
+def test_end_tree__ends_what_is_started_while_children_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(s, "GRACE_S", 3.0)
+    marker = str(tmp_path / "child-")
+    one = s.Supervisor(lambda _: None)
+    code = [sys.executable, "-c", RESTLESS, marker]
+    one.start(s.Program("part", code, {}, tmp_path / "log", grandchildren_first=True))
+    until(lambda: all((tmp_path / f"child-{n}").exists() for n in ("up", "first")))
+
+    one.stop()
+
+    second = int((tmp_path / "child-second").read_text())
+    until(lambda: not psutil.pid_exists(second))
 
 
 def test_up_state__finds_what_a_killed_up_left_behind(watched, tmp_path, monkeypatch):

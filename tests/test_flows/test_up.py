@@ -117,7 +117,11 @@ def start(home):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return Up(home, process, log)
+    try:
+        return Up(home, process, log)
+    except BaseException:
+        end(process)
+        raise
 
 
 def end(process):
@@ -128,7 +132,8 @@ def end(process):
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory):
-    home = tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("home") / "mein Büro"
+    home.mkdir()
     (home / "little.yaml").write_text(BATCH)
     running = start(home)
     yield running

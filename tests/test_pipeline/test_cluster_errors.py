@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import cloudpickle
@@ -14,6 +16,8 @@ import pytest
 from distributed import Client
 
 from blocks.algorithm import Information, InformationError
+from pipeline import cluster as clusters
+from pipeline import cluster_kinds
 from pipeline.cluster import open_cluster
 from pipeline.config import ClusterConfig
 from pipeline.replay import replay
@@ -77,6 +81,58 @@ def test_scheduler_file__connects_and_leaves_the_cluster_running(
     address = json.loads(scheduler_file.read_text())["address"]
     with Client(address, set_as_default=False) as client:
         assert len(client.scheduler_info()["workers"]) == 1
+
+
+def test_scheduler_file__that_goes_while_it_is_read_is_not_waited_for(
+    tmp_path, monkeypatch
+) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text('{"address": "tcp://127.0.0.1:9"}')
+    given = []
+
+    def client(*words, **named):
+        given.append((words, sorted(named)))
+        file.unlink()
+        raise OSError("nobody there")
+
+    monkeypatch.setattr(cluster_kinds, "Client", client)
+    config = ClusterConfig(kind="scheduler-file", scheduler_file=str(file))
+    with pytest.raises(RuntimeError, match="reachable"), open_cluster(config):
+        pytest.fail("nobody is there")
+    # Dask waits without limit for a `scheduler_file` that is not there.
+    assert given == [
+        (("tcp://127.0.0.1:9",), ["security", "set_as_default", "timeout"])
+    ]
+
+
+class Silent:
+    """A client whose scheduler and workers keep their connections and say nothing."""
+
+    status = "running"
+    scheduler = property(lambda self: self)
+
+    def sync(self, function, *words):
+        return asyncio.run(asyncio.wait_for(function(*words), QUICK_S))
+
+    async def identity(self, n_workers):
+        await asyncio.Event().wait()
+
+    async def run(self, function, *words, on_error):
+        await asyncio.Event().wait()
+
+
+def test_cluster__that_does_not_answer_is_waited_for_with_a_limit(
+    monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(clusters, "ANSWER_S", 0.1)
+    variable = types.SimpleNamespace(delete=lambda: None)
+    monkeypatch.setattr(clusters, "Variable", lambda *_, **__: variable)
+    silent = clusters.Cluster(Silent(), ClusterConfig())
+    with quickly():
+        with pytest.raises(RuntimeError, match="got no connection"):
+            silent.workers()
+        silent.forget("loss-of-a-run", print)
+    assert "could not delete loss-of-a-run" in caplog.text
 
 
 def test_address__with_a_resource_and_two_threads_a_worker_replays(
