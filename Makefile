@@ -31,6 +31,7 @@ lint: $(DEV)  ## ruff (rules and format), mypy, codespell
 	$(BIN)/codespell
 
 bench: $(DEV)  ## run every benchmark; each ends with its JSON lines
+	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	@set -e; for script in benchmarks/[a-z]*.py; do \
 	  echo "== $$script"; $(BIN)/python "$$script"; done
 

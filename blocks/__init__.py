@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from blocks.activity_perturbation import ActivityPerturbation
 from blocks.all_reduce import AllReduceSGD
 from blocks.async_sgd import AsyncSGD
 from blocks.dbs import DBS
@@ -24,6 +25,7 @@ from blocks.spsa import SPSA
 
 ALGORITHMS: dict[str, type[Any]] = {
     "nd-cao": NDCAO,
+    "activity-perturbation": ActivityPerturbation,
     "next": NEXT,
     "nosync": NoSync,
     "pso-ps": PSOPS,

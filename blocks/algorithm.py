@@ -124,6 +124,8 @@ class Node:
     seed: int = 0  # the run's seed, for probes that the scorer must rebuild
     buffers: Tensor | None = None  # (B,) float buffers that a replica starts from
     team: Team | None = None  # of replica methods: who the others are
+    # (m, 3) int64 of ``low_rank.find_matrices``, if the algorithm's probes need them
+    matrices: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,12 @@ class Oracle(Protocol):
 
         ``feedback``: (n_classes, width of a layer's output) → the fixed matrix that
         brings the error there (needs ``OUTPUT_ERROR`` and ``OWN_ACTIVATIONS``).
+        """
+
+    def activity_estimate(self) -> Tensor:
+        """(d,) the gradient that the node's layers estimate from their own noise.
+
+        Mean over the record's samples (``OWN_ACTIVATIONS`` and ``PER_SAMPLE_LOSS``).
         """
 
 

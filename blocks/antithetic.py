@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from blocks.algorithm import Combine, Information, Message, Node, Observation, Oracle
+from blocks.low_rank import NO_MATRICES, Directions, check_rank, draw_directions
 from blocks.optimisers import Adam, decayed
-from blocks.probes import ProbeKind, directions
+from blocks.probes import ProbeKind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,24 +25,25 @@ class SearchState:
     seed: int
     centre: Tensor  # (d,) float32
     optimiser: Adam
+    matrices: np.ndarray = field(default_factory=NO_MATRICES.copy)  # (m, 3) int64
 
 
-def antithetic_gradient(values: np.ndarray, std: float, dirs: Tensor) -> Tensor:
+def antithetic_gradient(values: np.ndarray, std: float, dirs: Directions) -> Tensor:
     """Σ_k (J_k⁺ − J_k⁻)/(2σn) · n_k, the raw antithetic estimate.
 
     Parameters
     ----------
     values : (2n,) float — losses (or shaped losses), order +0, −0, +1, −1, ….
     std : float — σ of the probes.
-    dirs : (n, d) float32 — unit-variance directions.
+    dirs : n unit-variance directions, dense or of low rank.
 
     Returns
     -------
     (d,) float32.
     """
-    differences = (values[0::2] - values[1::2]) / (2.0 * std * len(dirs))
+    differences = (values[0::2] - values[1::2]) / (2.0 * std * dirs.n_pairs)
     weights = torch.tensor(differences, dtype=dirs.dtype, device=dirs.device)
-    return dirs.T @ weights
+    return dirs.combine(weights)
 
 
 class AntitheticSearch:
@@ -72,6 +74,7 @@ class AntitheticSearch:
     final_fraction: float
     beta1: float
     beta2: float
+    rank: int
 
     def __post_init__(self) -> None:
         rules = {
@@ -88,6 +91,7 @@ class AntitheticSearch:
                     f"`{name}` must be {rule}; got {getattr(self, name)}. "
                     "Correct the setting."
                 )
+        check_rank(self.rank)
 
     @property
     def epsilon(self) -> float:
@@ -112,7 +116,13 @@ class AntitheticSearch:
         self, node: Node, params: Tensor, oracle: Oracle, rng: np.random.Generator
     ) -> tuple[SearchState, Message]:
         """Start the search around ``params`` (d,)."""
-        state = SearchState(node.index, node.seed, params.clone(), Adam.zeros(params))
+        state = SearchState(
+            node.index,
+            node.seed,
+            params.clone(),
+            Adam.zeros(params),
+            NO_MATRICES.copy() if node.matrices is None else node.matrices.copy(),
+        )
         return state, Message(point=state.centre, probe_std=self.noise_std)
 
     def step(
@@ -127,13 +137,15 @@ class AntitheticSearch:
         losses = np.asarray(record.losses)
         if not np.isfinite(losses).all():
             return state, Message(point=state.centre, probe_std=self.noise_std)
-        dirs = directions(
+        dirs = draw_directions(
             state.seed,
             state.node,
             record.steps[state.node],
             self.n_probes // 2,
             state.centre.numel(),
             self.probe_kind,
+            self.rank,
+            state.matrices,
             state.centre.device,
         )
         gradient = antithetic_gradient(self._shaped(losses), self.noise_std, dirs)
@@ -144,5 +156,5 @@ class AntitheticSearch:
             self.step_size, self.final_fraction, observation.step, observation.n_steps
         )
         centre = state.centre - alpha * direction
-        new = SearchState(state.node, state.seed, centre, optimiser)
+        new = replace(state, centre=centre, optimiser=optimiser)
         return new, Message(point=centre, probe_std=self.noise_std)

@@ -23,7 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blocks.algorithm import Combine, LossRecord, Message, Node, Observation
+from blocks.algorithm import (
+    Combine,
+    Information,
+    LossRecord,
+    Message,
+    Node,
+    Observation,
+)
 from blocks.checking import (
     bits,
     difference,
@@ -157,7 +164,8 @@ def check_messages(algorithm: Any, problem: str = "mlp") -> None:
     played = start(algorithm, problem)
     whole = [played.problem.model.n_params] * len(played.messages)
     sizes = [b.size for b in played.blocks] or whole
-    probed = played.algorithm.n_probes > 1
+    per_sample = played.algorithm.information & Information.PER_SAMPLE_LOSS
+    probed = played.algorithm.n_probes > 1 and not per_sample
     tells = getattr(played.algorithm, "tells", False)
     for _ in range(5):
         for size, message in zip(sizes, played.messages, strict=True):

@@ -29,11 +29,13 @@ DERIVATIVES = (
 ORACLES = DERIVATIVES | Information.LOSS_ORACLE
 
 Question = Callable[[Any, Any, Tensor], Any]
-# What a step may ask (observation, oracle, parameters), and the flags that allow it.
-QUESTIONS: dict[str, tuple[Question, Information]] = {
+# What a step may ask (observation, oracle, parameters), and the flags that allow it:
+# any of those named, whole.
+QUESTIONS: dict[str, tuple[Question, *tuple[Information, ...]]] = {
     "record": (
         lambda seen, _, __: seen.record,
-        Information.SHARED_LOSS | Information.PER_SAMPLE_LOSS,
+        Information.SHARED_LOSS,
+        Information.PER_SAMPLE_LOSS,
     ),
     "inbox": (lambda seen, _, __: seen.inbox, Information.NEIGHBOURS),
     "scalars": (lambda seen, _, __: seen.scalars, Information.NEIGHBOURS),
@@ -49,7 +51,11 @@ QUESTIONS: dict[str, tuple[Question, Information]] = {
     ),
     "direct_feedback": (
         lambda _, ask, at: ask.direct_feedback(at, None, torch.zeros),
-        Information.OUTPUT_ERROR,
+        Information.OUTPUT_ERROR | Information.OWN_ACTIVATIONS,
+    ),
+    "activity_estimate": (
+        lambda _, ask, __: ask.activity_estimate(),
+        Information.PER_SAMPLE_LOSS | Information.OWN_ACTIVATIONS,
     ),
 }
 
@@ -75,7 +81,8 @@ def check_declarations(algorithm: Any, problem: str = "mlp") -> None:
     must(one_line, f"`paper` must be one line of text; got {it.paper!r}.")
     joined = it.combine is Combine.JOIN
     must(it.blockwise is joined, f"`blockwise` must be {joined} with {it.combine}.")
-    shared = bool(it.information & Information.SHARED_LOSS)
+    losses = Information.SHARED_LOSS | Information.PER_SAMPLE_LOSS
+    shared = bool(it.information & losses)
     must(it.scored is shared, f"`scored` must be {shared} with {it.information}.")
     other = set(it.defaults) - RUN_SETTINGS
     must(not other, f"`defaults` must be of {sorted(RUN_SETTINGS)}; got {other}.")
@@ -112,8 +119,8 @@ def check_information(algorithm: Any, problem: str = "mlp") -> None:
         ) from err
     moment = played.moments()[0]
     at = played.problem.model.initial_params()
-    for name, (question, flags) in QUESTIONS.items():
-        declared = bool(it.information & flags)
+    for name, (question, *flags) in QUESTIONS.items():
+        declared = any(every in it.information for every in flags)
         try:
             played.take(moment, _asking(it, question, at))
         except InformationError as err:
@@ -123,7 +130,7 @@ def check_information(algorithm: Any, problem: str = "mlp") -> None:
             must(declared, f"`{name}` is not declared, and must be refused.")
     if not it.information & ORACLES:
         for moment in played.moments():
-            oracle = played.problem.oracle(it.information)
+            oracle = played.oracle(moment)
             it.step(moment.state, moment.observation, oracle, np.random.default_rng(0))
             asked = any(count != "0" for _, count in bits(oracle.counters))
             must(not asked, f"the oracle must not be asked; got {oracle.counters}.")

@@ -45,6 +45,11 @@ class FlatModel:
         return self._held.device
 
     @property
+    def module(self) -> nn.Module:
+        """The module held, for its structure: its values are whatever was set last."""
+        return self._held.module
+
+    @property
     def layout(self) -> Layout:
         """Names, shapes and places of parameters and float buffers."""
         return self._held.layout
@@ -148,6 +153,11 @@ class FlatModel:
         if form == "auto":
             form = best_form(self._held.module, self.device.type, len(thetas))
         check_form(form, self._held.module)
+        if form == "pairs":
+            raise ValueError(
+                '`form` must not be "pairs" for parameter vectors; got it. '
+                "Score joint probes with `blocks.probe_losses`, or choose another form."
+            )
         x, thetas = aligned(x), aligned(thetas)
         with torch.no_grad(), self._held.holding(thetas[0], buffers):
             if form == "vmap":

@@ -20,43 +20,18 @@ from blocks.algorithm import (
     Observation,
     Oracle,
 )
+from blocks.antithetic import antithetic_gradient
+from blocks.descent import OptimiserName, start_memory
 from blocks.estimators import Surrogate, fit_kernel, fit_linear
+from blocks.low_rank import NO_MATRICES, Directions, draw_directions
 from blocks.monomials import Monomials, draw_monomials, fit_monomials
-from blocks.probes import ProbeKind, directions, probe_points
+from blocks.nd_cao_checks import MIN_PAIRS, check_settings
+from blocks.nd_cao_state import NDCAOState, Sent, descended, find_scored
+from blocks.probes import ProbeKind, probe_points
 from blocks.schedules import Schedule, step_size_at
 from blocks.screening import Draw, Winner, unguided
 from blocks.smoothing import image_starts, smooth
 from blocks.window import Window
-
-_MIN_PAIRS = 3  # fewer scored pairs than this: a random move
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sent:
-    """A point that this block sent out and whose loss may still arrive."""
-
-    step: int  # first own step that sent it; it stands until the next entry's step
-    point: Tensor  # (d,) float32
-    probe_std: float  # 0 = the point itself is scored
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NDCAOState:
-    """What one block knows: its centre, its scored pairs, its points under way.
-
-    Centre, points and window are the parameters themselves, or with smooth candidates
-    coordinates z of the parameters base + Sz.
-    """
-
-    index: int
-    seed: int
-    centre: Tensor  # (d,) float32, c
-    sent: tuple[Sent, ...]  # oldest first, never empty
-    window: Window
-    version: int  # newest version folded, −1 = none
-    monomials: np.ndarray  # (kept, 3) int64, monomials to be used again
-    base: Tensor | None  # (d,) float32, initial parameters if candidates are smooth
-    starts: np.ndarray  # (g,) int64, positions of the smooth weight images
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +48,8 @@ class NDCAO:
     Parameters
     ----------
     estimator : "linear" (one slope), "monomials" (the family's own form: random
-        monomials of orders 1 to 3) or "kernel" (all monomials up to ``degree``).
+        monomials of orders 1 to 3), "kernel" (all monomials up to ``degree``) or
+        "antithetic" (no window and no candidates: the K losses' own slope, see below).
     window : int — T, scored pairs held; at least max(3, ``probes``).
     ridge : float or None — penalty λ > 0; None: 1e-4 (relative) for linear and kernel,
         10 (absolute, on rows scaled to ±10) for monomials.
@@ -92,6 +68,10 @@ class NDCAO:
     probes : int — K, losses a version: 1 (the joined point itself) or even.
     probe_std : float or None — standard deviation of the probes; None: α_k ρ.
     probe_kind : "sign" or "gaussian".
+    rank : int — outer products that a probe perturbs a weight array with
+        (``blocks.low_rank``); 0: every entry on its own.
+    optimiser, momentum : of "antithetic": "adam" (β1 = ``momentum``), "momentum" or
+        "none" (the plain slope).
     n_monomials : int — L, monomials in the fit.
     monomials_kept : float — share of them used again, by |θ|; 0 ≤ share < 1.
     degree : int — order of the kernel, 1 to 3.
@@ -104,11 +84,14 @@ class NDCAO:
     -----
     In the manner of the paper: contract and update scheme are the paper's; the linear
     and kernel estimators, β, ρ, the separate centre, exact screening and K > 1 are
-    ours. A record that is not newer than the last one folded adds no pair and changes
-    nothing: the block sends the same message again. One that scored a point which this
-    block no longer holds adds no pair either. After a change of the scoring subset old
-    pairs stay, each subset with its own free intercept. Cost per step: K loss values;
-    T³ + 4Td operations; out go d float32 numbers, 2d with K = 1.
+    ours. With "antithetic" the centre moves by −α_k·u(g), g the mean over pairs of (J⁺
+    − J⁻)/(2σ) times the pair's direction and u the optimiser; a record with a loss that
+    is not finite moves nothing. A record that is not newer than the last one folded
+    adds no pair and changes nothing: the block sends the same message again. One that
+    scored a point which this block no longer holds adds no pair either. After a change
+    of the scoring subset old pairs stay, each subset with its own free intercept. Cost
+    per step: K loss values; T³ + 4Td operations; out go d float32 numbers, 2d with K =
+    1.
 
     References
     ----------
@@ -117,7 +100,7 @@ class NDCAO:
     """
 
     kind: Literal["nd-cao"] = "nd-cao"
-    estimator: Literal["linear", "monomials", "kernel"] = "linear"
+    estimator: Literal["linear", "monomials", "kernel", "antithetic"] = "linear"
     window: int = 50
     ridge: float | None = None
     curvature: float = 0.1
@@ -134,6 +117,9 @@ class NDCAO:
     probes: int = 1
     probe_std: float | None = None
     probe_kind: ProbeKind = "sign"
+    rank: int = 0
+    optimiser: OptimiserName = "adam"
+    momentum: float = 0.9
     n_monomials: int = 150
     monomials_kept: float = 0.0
     degree: int = 2
@@ -154,7 +140,7 @@ class NDCAO:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        _check_settings(self)
+        check_settings(self)
 
     @property
     def n_probes(self) -> int:
@@ -183,6 +169,10 @@ class NDCAO:
             monomials=np.empty((0, 3), dtype=np.int64),
             base=None if self.images is None else base,
             starts=starts,
+            matrices=NO_MATRICES.copy() if node.matrices is None else node.matrices,
+            memory=start_memory(self.optimiser, centre)
+            if self.estimator == "antithetic"
+            else None,
         )
         return state, self._message(state)
 
@@ -197,7 +187,7 @@ class NDCAO:
         record = observation.record
         if record.version <= state.version:
             return state, self._message(state)
-        state = self._fold(state, record)
+        state, scored = find_scored(state, record, self.probes)
         alpha = step_size_at(
             self.schedule,
             observation.step,
@@ -206,9 +196,14 @@ class NDCAO:
             self.step_size_final,
             self.schedule_power,
         )
+        step = observation.step + 1
+        if self.estimator == "antithetic":
+            state = self._descend(state, record, scored, alpha, step)
+            return state, self._message(state)
+        state = self._fold(state, record, scored)
         finite = all(math.isfinite(loss) for loss in record.losses)
         surrogate = None
-        if finite and state.window.n_pairs >= _MIN_PAIRS:
+        if finite and state.window.n_pairs >= MIN_PAIRS:
             surrogate = self._fit(state, rng)
         if surrogate is None:
             size, device = state.centre.shape[0], state.centre.device
@@ -220,45 +215,58 @@ class NDCAO:
             winner = choose(
                 self.candidates, alpha, self.exploration, rng, self.candidate_draw
             )
-        state = self._move(state, winner, alpha, observation.step + 1)
+        state = self._move(state, winner, alpha, step)
         if isinstance(surrogate, Monomials):
             kept = surrogate.strongest(int(self.monomials_kept * self.n_monomials))
             state = replace(state, monomials=kept)
         return state, self._message(state)
 
-    def _fold(self, state: NDCAOState, record: LossRecord) -> NDCAOState:
-        """Append a record's scored pairs; drop points not scored any more."""
-        scored = record.steps[state.index]
-        known = [i for i, sent in enumerate(state.sent) if sent.step <= scored]
-        if not known:
-            return replace(state, version=record.version)
-        sent = state.sent[known[-1] :]
-        if len(record.losses) != self.probes:
-            raise ValueError(
-                f"`record.losses` must hold `probes` = {self.probes} losses; got "
-                f"{len(record.losses)} at version {record.version}. "
-                "Score K probes a version, K the algorithm's `n_probes`."
-            )
-        points = sent[0].point[None]
-        if self.probes > 1:
-            size, device = points.shape[1], points.device
-            dirs = directions(
-                state.seed,
-                state.index,
-                scored,
-                self.probes // 2,
-                size,
-                self.probe_kind,
-                device,
-            )
-            points = probe_points(sent[0].point, sent[0].probe_std, dirs)
-        window = state.window
+    def _directions(self, state: NDCAOState, record: LossRecord) -> Directions:
+        """The directions of the probes that a record holds the losses of."""
+        return draw_directions(
+            state.seed,
+            state.index,
+            record.steps[state.index],
+            self.probes // 2,
+            state.centre.shape[0],
+            self.probe_kind,
+            self.rank,
+            state.matrices,
+            state.centre.device,
+        )
+
+    def _fold(
+        self, state: NDCAOState, record: LossRecord, scored: Sent | None
+    ) -> NDCAOState:
+        """Append a record's scored pairs to the window."""
         finite = [i for i, loss in enumerate(record.losses) if math.isfinite(loss)]
-        if finite:
-            losses = [record.losses[i] for i in finite]
-            points = points if len(finite) == self.probes else points[finite]
-            window = window.append(points, losses, record.subset, self.window)
-        return replace(state, sent=sent, window=window, version=record.version)
+        if scored is None or not finite:
+            return state
+        points = scored.point[None]
+        if self.probes > 1:
+            dirs = self._directions(state, record).dense()
+            points = probe_points(scored.point, scored.probe_std, dirs)
+        losses = [record.losses[i] for i in finite]
+        points = points if len(finite) == self.probes else points[finite]
+        window = state.window.append(points, losses, record.subset, self.window)
+        return replace(state, window=window)
+
+    def _descend(
+        self,
+        state: NDCAOState,
+        record: LossRecord,
+        scored: Sent | None,
+        alpha: float,
+        step: int,
+    ) -> NDCAOState:
+        """Move the centre against the slope that the K losses themselves show."""
+        losses = np.asarray(record.losses)
+        if scored is not None and np.isfinite(losses).all():
+            dirs = self._directions(state, record)
+            slope = antithetic_gradient(losses, scored.probe_std, dirs)
+            state = descended(state, slope, alpha, self.momentum)
+        sent = Sent(step, state.centre, self._probe_std(alpha))
+        return replace(state, sent=(*state.sent, sent))
 
     def _fit(self, state: NDCAOState, rng: np.random.Generator) -> Surrogate | None:
         if self.estimator == "linear":
@@ -305,60 +313,3 @@ class NDCAO:
         if self.ridge is not None:
             return self.ridge
         return 10.0 if self.estimator == "monomials" else 1e-4
-
-
-def _check_settings(config: NDCAO) -> None:
-    """Raise ValueError for the first setting that is out of its range."""
-    positive = ("ridge", "step_size", "step_size_final", "schedule_power", "probe_std")
-    for name in positive:
-        value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise _error(name, "be positive and finite", value, "Correct the setting.")
-    least = {"candidates": 2, "n_monomials": 1, "schedule_steps": 0, "probes": 1}
-    for name, bound in least.items():
-        if getattr(config, name) < bound:
-            value = getattr(config, name)
-            raise _error(name, f"be at least {bound}", value, "Raise it.")
-    if config.probes > 1 and config.probes % 2:
-        rule = "be 1, or even (antithetic pairs)"
-        raise _error("probes", rule, config.probes, "Add one.")
-    if config.window < max(_MIN_PAIRS, config.probes):
-        rule = f"be at least max({_MIN_PAIRS}, `probes`)"
-        raise _error("window", rule, config.window, "Hold at least one record.")
-    for name, advice in (
-        ("exploration", "Try 0.3."),
-        ("curvature", "Try 0.1."),
-        ("smoothing", "Try 1.5."),
-    ):
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value >= 0):
-            raise _error(name, "be finite and not negative", value, advice)
-    if not 0 <= config.monomials_kept < 1:
-        rule = "lie in 0 ≤ share < 1"
-        raise _error("monomials_kept", rule, config.monomials_kept, "Try 0.5.")
-    if not 1 <= config.degree <= 3:
-        raise _error("degree", "be 1, 2 or 3", config.degree, "Choose one of them.")
-    if config.images is not None and min(config.images) < 1:
-        rule = "hold three sizes of at least 1"
-        raise _error("images", rule, config.images, "Write (n, height, width).")
-    if config.images is not None and config.smoothing == 0:
-        raise _error(
-            "images", "be None with `smoothing` = 0", config.images, "Drop it."
-        )
-    if config.images is not None and config.probes > 1:
-        raise _error("images", "be None with `probes` > 1", config.images, "Drop one.")
-    exact = config.screening == "exact" and config.estimator != "monomials"
-    if config.candidate_draw == "uniform" and exact:
-        raise _error(
-            "candidate_draw",
-            'be "gaussian" with exact screening of this estimator',
-            config.candidate_draw,
-            'Set `screening="explicit"`, or use Gaussian candidates of equal variance.',
-        )
-    if config.exploration == 0 and config.probes > 1 and config.probe_std is None:
-        advice = "Set `probe_std`, or an `exploration` above 0."
-        raise _error("probe_std", "be given with `exploration` = 0", None, advice)
-
-
-def _error(name: str, rule: str, value: object, advice: str) -> ValueError:
-    return ValueError(f"`{name}` must {rule}; got {value!r}. {advice}")

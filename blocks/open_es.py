@@ -36,6 +36,8 @@ class OpenES(AntitheticSearch):
     final_fraction : float — share of α left at the last step.
     beta1, beta2 : float — decay of Adam's two moments.
     probe_kind : "gaussian" (the paper) or "sign".
+    rank : int — outer products that perturb a weight array (``blocks.low_rank``); 0:
+        every entry on its own.
 
     Notes
     -----
@@ -58,6 +60,7 @@ class OpenES(AntitheticSearch):
     beta2: float = 0.999
     ranked: bool = True
     probe_kind: ProbeKind = "gaussian"
+    rank: int = 0
 
     paper: ClassVar[str] = "Salimans et al. 2017 (arXiv 1703.03864)"
 

@@ -18,6 +18,7 @@ Samples = tuple[Tensor, Tensor]
 Minibatch = Callable[[int], Samples]
 Pooled = Callable[[int, tuple[int, int]], Samples]
 Common = Callable[[], Iterable[Samples]]
+Credit = Callable[[], Tensor]
 
 
 @dataclass(slots=True)
@@ -53,6 +54,8 @@ class GuardedOracle:
     pooled : (step, (start, stop)) → those samples of the minibatch that all nodes
         share; None where there is none.
     common : → batches of the fixed subset that all nodes share; None as above.
+    credit : → (d,) float32, what the score's noise tells the node's own layers; None
+        where the score was not perturbed so.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class GuardedOracle:
     __slots__ = (
         "_allowed",
         "_common",
+        "_credit",
         "_loss",
         "_minibatch",
         "_model",
@@ -80,6 +84,7 @@ class GuardedOracle:
         counters: Counters | None = None,
         pooled: Pooled | None = None,
         common: Common | None = None,
+        credit: Credit | None = None,
     ) -> None:
         self._allowed = allowed
         self._model = model
@@ -88,6 +93,7 @@ class GuardedOracle:
         self._step = step
         self._pooled = pooled
         self._common = common
+        self._credit = credit
         self.counters = Counters() if counters is None else counters
 
     @property
@@ -212,6 +218,22 @@ class GuardedOracle:
         self.counters.n_gradient_evals += 1
         self.counters.n_samples += len(targets)
         return Gradient(loss, gradient, new_buffers)
+
+    def activity_estimate(self) -> Tensor:
+        """(d,) float32: the gradient that the node's own layers estimate.
+
+        The mean of x_n δ_n' over the samples of the record that this step folds
+        (``blocks.activity``), from the layers' own inputs and noise and the samples'
+        losses. Part of the score, whose loss values are counted there.
+        """
+        self._require(Information.OWN_ACTIVATIONS)
+        self._require(Information.PER_SAMPLE_LOSS)
+        if self._credit is None:
+            raise ValueError(
+                "`oracle` must have the score's activity estimate; got none here. "
+                "Score with `blocks.activity.ActivityModel`."
+            )
+        return self._credit()
 
     def _samples(
         self, minibatch: int | None, part: tuple[int, int] | None = None

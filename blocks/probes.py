@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,6 +14,36 @@ from blocks.algorithm import step_rng
 ProbeKind = Literal["sign", "gaussian"]
 
 _PURPOSE = 1  # the stream of `step_rng` that is kept for probes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense:
+    """Directions with independent entries: ``rows`` (n_pairs, d), unit variance."""
+
+    rows: Tensor
+
+    @property
+    def n_pairs(self) -> int:
+        """Antithetic pairs."""
+        return len(self.rows)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the entries."""
+        return self.rows.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the entries live."""
+        return self.rows.device
+
+    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """(stop − start, d) the directions themselves, of some pairs; not a copy."""
+        return self.rows[start:stop]
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """(d,) Σ_k w_k n_k for weights (n_pairs,)."""
+        return self.rows.T @ weights
 
 
 def directions(
@@ -103,8 +134,14 @@ def _signs(rng: np.random.Generator, n_rows: int, size: int) -> np.ndarray:
     """(n_rows, size) float32 of ±1: one random bit an entry, rows start at a byte."""
     row_bytes = -(-size // 8)
     raw = np.frombuffer(rng.bytes(n_rows * row_bytes), dtype=np.uint8)
-    bits = np.unpackbits(raw.reshape(n_rows, row_bytes), axis=1, count=size)
-    signs = bits.astype(np.float32)
-    signs *= 2.0
-    signs -= 1.0
+    octets = _SIGNS_OF_BYTE[raw].reshape(n_rows, 8 * row_bytes)
+    signs: np.ndarray = octets[:, :size]
     return signs
+
+
+# (256, 8) float32: a byte's bits, most significant first, 0 → −1 and 1 → +1
+_SIGNS_OF_BYTE = (
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)
+    * 2.0
+    - 1.0
+)

@@ -1,19 +1,17 @@
-"""Small problems, and a small harness that plays an algorithm on one of them.
+"""A small harness that plays an algorithm on a small problem (``blocks.problems``).
 
 For tests, here and of other people's algorithms: one process, no clock, no data set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from blocks.algorithm import (
     SERVER,
@@ -25,101 +23,13 @@ from blocks.algorithm import (
     Observation,
     step_rng,
 )
-from blocks.forward import FlatModel
-from blocks.oracle import GuardedOracle
+from blocks.joint_probes import draw_probes, matrices_of
+from blocks.layout import Layout
 from blocks.partition import Block, join, partition, split
-from blocks.probes import directions, probe_points
+from blocks.problems import BATCH, PROBLEMS, SEED, Problem, make_problem
 from blocks.team import Team, inbox_of, listens, received_bytes
 
-SEED = 3
-BATCH = 4  # samples of a minibatch
-PROBLEMS = ("quadratic", "logistic", "mlp")
-
-
-class Bowl(nn.Module):
-    """Answers its six parameters for every sample: with ``bowl_loss``, a quadratic."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.centre = nn.Parameter(torch.linspace(-1.0, 1.0, 6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, 6), the same row for every sample."""
-        return self.centre * torch.ones((len(x), 1))
-
-
-def bowl_loss(values: Tensor, targets: Tensor) -> Tensor:
-    """(n,) quadratic with curvatures 1 to 3 around ½."""
-    scales = torch.linspace(1.0, 3.0, values.shape[1])
-    return (scales * (values - 0.5).square()).sum(1) + 0.0 * targets
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n,) per-sample cross-entropy."""
-    return functional.cross_entropy(logits, targets, reduction="none")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A model, a per-sample loss, and a few samples."""
-
-    module: nn.Module
-    loss: Callable[[Tensor, Tensor], Tensor]
-    inputs: Tensor  # (n, C, H, W)
-    targets: Tensor  # (n,)
-
-    @cached_property
-    def model(self) -> FlatModel:
-        """The module as a function of a flat vector."""
-        return FlatModel(self.module)
-
-    def minibatch(self, step: int, node: int = 0) -> tuple[Tensor, Tensor]:
-        """(inputs, targets) of one node at one step: every node has its own walk."""
-        n = len(self.targets)
-        rows = [(BATCH * step + i + 5 * node) % n for i in range(BATCH)]
-        return self.inputs[rows], self.targets[rows]
-
-    def pooled(self, step: int, part: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Samples [start, stop) of the minibatch that all nodes share."""
-        rows = [(3 * BATCH * step + i) % len(self.targets) for i in range(*part)]
-        return self.inputs[rows], self.targets[rows]
-
-    def oracle(
-        self, allowed: Information, step: int = 0, node: int = 0
-    ) -> GuardedOracle:
-        """What one node may ask at one step."""
-        return GuardedOracle(
-            allowed,
-            self.model,
-            self.loss,
-            lambda k: self.minibatch(k, node),
-            step,
-            pooled=self.pooled,
-            common=lambda: [(self.inputs, self.targets)],
-        )
-
-    def mean_loss(self, params: Tensor) -> float:
-        """Mean loss over all samples."""
-        logits = self.model.forward(params, self.inputs)
-        return float(self.loss(logits, self.targets).double().mean())
-
-
-def make_problem(name: str) -> Problem:
-    """Return one of ``PROBLEMS``: 12 samples of four features and three classes."""
-    rng = np.random.default_rng(11)
-    inputs = torch.tensor(rng.standard_normal((12, 1, 2, 2)), dtype=torch.float32)
-    targets = torch.tensor(rng.integers(0, 3, 12))
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        modules = {
-            "quadratic": Bowl(),
-            "logistic": nn.Sequential(nn.Flatten(), nn.Linear(4, 3)),
-            "mlp": nn.Sequential(
-                nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)
-            ),
-        }
-    loss = bowl_loss if name == "quadratic" else cross_entropy
-    return Problem(modules[name], loss, inputs, targets)
+__all__ = ["BATCH", "PROBLEMS", "SEED", "Moment", "Problem", "Session", "make_problem"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +40,7 @@ class Moment:
     state: Any
     observation: Observation
     seed: int = SEED
+    scored: Tensor | None = None  # (P,) what the record scored, if perturbed activities
 
 
 @dataclass
@@ -149,6 +60,13 @@ class Session:
     step: int = 0
     bytes_moved: int = 0
 
+    @property
+    def _matrices(self) -> tuple[np.ndarray, ...]:
+        if not self.blocks:
+            return ()
+        layout = Layout.from_module(self.problem.module)
+        return matrices_of(self.algorithm, self.blocks, layout)
+
     @classmethod
     def start(
         cls,
@@ -166,7 +84,9 @@ class Session:
         parts: Sequence[Tensor]
         team = None
         if algorithm.blockwise:
-            blocks = partition(f"by_size:{n_blocks}", problem.module)
+            whole_layers = hasattr(algorithm, "noise_settings")
+            spec = "by_layer" if whole_layers else f"by_size:{n_blocks}"
+            blocks = partition(spec, problem.module)
             parts = split(params, blocks)
         else:
             n = n_nodes or min(algorithm.defaults.get("nodes", 1), 3)
@@ -177,7 +97,8 @@ class Session:
             session.server = algorithm.open(params, None, team)
         for index, part in enumerate(parts):
             block = blocks[index] if blocks else None
-            node = Node(index, len(parts), block, SEED, team=team)
+            rows = session._matrices[index] if blocks else None
+            node = Node(index, len(parts), block, SEED, team=team, matrices=rows)
             oracle = problem.oracle(algorithm.information, 0, index)
             rng = step_rng(SEED, index, -1)
             state, message = algorithm.init(node, part, oracle, rng)
@@ -211,28 +132,33 @@ class Session:
     def record(self) -> LossRecord:
         """Score the joined points, or the joint probes around them."""
         n_probes = self.algorithm.n_probes
-        rows = [m.point[None] for m in self.messages]
-        if n_probes > 1:
-            kind = self.algorithm.probe_kind
-            rows = [
-                probe_points(
-                    m.point,
-                    m.probe_std,
-                    directions(
-                        SEED, i, self.step, n_probes // 2, m.point.numel(), kind
-                    ),
-                )
-                for i, m in enumerate(self.messages)
-            ]
-        losses = [
-            self.problem.mean_loss(self.join([r[k] for r in rows]))
-            for k in range(n_probes)
-        ]
         steps = (self.step,) * len(self.messages)
+        noise = getattr(self.algorithm, "noise_settings", None)
+        if noise is not None:
+            means, _ = self.problem.credit(noise, self._scored(), self.step)
+            return LossRecord("run", self.step, tuple(means.tolist()), steps)
+        if n_probes == 1:
+            points = self._scored()[None]
+        else:
+            points = draw_probes(
+                self.algorithm,
+                SEED,
+                dict(enumerate(self.messages)),
+                steps,
+                self.blocks,
+                self._matrices,
+                self.problem.model.n_params,
+            ).points()
+        losses = [self.problem.mean_loss(point) for point in points]
         return LossRecord("run", self.step, tuple(losses), steps)
+
+    def _scored(self) -> Tensor:
+        return self.join([m.point for m in self.messages])
 
     def moments(self, n_steps: int = 100) -> list[Moment]:
         """What every node's next step is given."""
+        noise = getattr(self.algorithm, "noise_settings", None)
+        scored = None if noise is None else self._scored()
         record = self.record() if self.algorithm.scored else None
         allowed = self.algorithm.information
         payloads = {node: m.payload for node, m in enumerate(self.messages)}
@@ -249,19 +175,35 @@ class Session:
             observation = Observation(
                 self.step, n_steps, allowed, record, inbox, scalars
             )
-            found.append(Moment(node, state, observation))
+            found.append(Moment(node, state, observation, scored=scored))
         return found
 
     def take(self, moment: Moment, algorithm: Any = None) -> tuple[Any, Message]:
         """Take one step; the session itself stays as it is."""
         algorithm = algorithm or self.algorithm
         step = moment.observation.step
-        oracle = self.problem.oracle(algorithm.information, step, moment.node)
+        oracle = self.oracle(moment, algorithm)
         rng = step_rng(moment.seed, moment.node, step)
         answer: tuple[Any, Message] = algorithm.step(
             moment.state, moment.observation, oracle, rng
         )
         return answer
+
+    def oracle(self, moment: Moment, algorithm: Any = None) -> Any:
+        """What one step may ask."""
+        algorithm = algorithm or self.algorithm
+        asked = algorithm.information, moment.observation.step, moment.node
+        scored = moment.scored
+        if scored is None:
+            return self.problem.oracle(*asked)
+
+        def credit() -> Tensor:
+            version = moment.observation.record.version
+            noise = algorithm.noise_settings
+            _, estimate = self.problem.credit(noise, scored, version)
+            return split(estimate, self.blocks)[moment.node]
+
+        return self.problem.oracle(*asked, credit=credit)
 
     def advance(self, n_rounds: int, n_steps: int = 100) -> Session:
         """Run some rounds."""

@@ -25,6 +25,8 @@ class SPSA(AntitheticSearch):
     final_fraction : float — share of α left at the last step.
     beta1, beta2 : float — decay of Adam's two moments.
     epsilon : float — ε of Adam; a large one makes steps shrink with the gradient.
+    rank : int — outer products that perturb a weight array (``blocks.low_rank``); 0:
+        every entry on its own.
 
     Notes
     -----
@@ -47,6 +49,7 @@ class SPSA(AntitheticSearch):
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-3
+    rank: int = 0
 
     paper: ClassVar[str] = "Spall 1992 (doi 10.1109/9.119632)"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows import options as o
+from flows.calibration import calibrated
 from flows.console import (
     make_fields,
     note,
@@ -45,6 +46,7 @@ def train(
     skew: o.Skew = None,
     overrides: o.Overrides = None,
     config: o.ConfigFile = None,
+    calibrate: o.Calibrate = False,
     workers: o.Workers = None,
     address: o.Address = None,
     scheduler_file: o.SchedulerFile = None,
@@ -94,6 +96,8 @@ def train(
         experiment=experiment,
     )
     run_config = o.build_config(config, overrides, flags)
+    if calibrate:
+        run_config = calibrated(run_config, quiet=quiet)
     folder = default_results() if results is None else results
     if flow:
         line = _train_as_flow(run_config, folder, again=again, quiet=quiet)

@@ -160,6 +160,15 @@ Overrides = Annotated[
         help="Any other setting: nd_cao.window=100, eval_every=50. Repeat it.",
     ),
 ]
+Calibrate = Annotated[
+    bool,
+    _option(
+        "--calibrate",
+        panel=METHOD,
+        help="Measure the ways to score joint probes here first; train with the "
+        "fastest instead of the one in the table.",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     _option(

@@ -66,6 +66,7 @@ class FreeTraining(Training):
             self._limits(),
             context.subset,
             context.data.n_loss,
+            keep_states=context.activity is not None,
         )
         if state is not None:
             restore(self.coordinator, state, self.journal.version)

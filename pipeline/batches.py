@@ -79,6 +79,7 @@ class ResidentData:
         self.n_loss = self.count(store, config)
         self._ready: OrderedDict[tuple[str, int, int], list[tuple[Tensor, Tensor]]]
         self._ready = OrderedDict()
+        self._dealt: tuple[tuple[str, int], list[np.ndarray]] = (("", -1), [])
         self._lock = threading.Lock()
         self._walks: dict[int, Walks] = {}
 
@@ -103,7 +104,7 @@ class ResidentData:
             self._store, "train" if split == "loss" else split, self._device
         )
         index = torch.from_numpy(indices).to(self._device)
-        inputs = source.images[index].float()
+        inputs = source.images.index_select(0, index).float()
         if self._scaled is None:
             scale = self._store.pixel_scale
             mean = torch.from_numpy(self.standard.mean * np.float32(scale))
@@ -111,13 +112,14 @@ class ResidentData:
             self._scaled = mean.to(self._device), std[:, None, None].to(self._device)
         inputs -= self._scaled[0]
         inputs /= self._scaled[1]
-        return inputs, source.labels[index]
+        return inputs, source.labels.index_select(0, index)
 
     def indices(self, split: Split, subset: int = 0) -> np.ndarray:
         """Sample indices (n,) int64 of a split, in the order they are scored."""
         if split == "loss":
             rng = step_rng(self._config.seed, 0, subset, purpose=_SUBSET)
-            return np.sort(rng.permutation(self.n_train)[: self.n_loss])
+            drawn = rng.choice(self.n_train, self.n_loss, replace=False, shuffle=False)
+            return np.sort(drawn)
         if split == "train":
             n = min(self.n_train, TRAIN_LOSS_SAMPLES)
             return np.arange(n, dtype=np.int64) * self.n_train // n
@@ -137,9 +139,7 @@ class ResidentData:
         key = (split, shard, subset)
         with self._lock:
             if key not in self._ready:
-                part = np.array_split(
-                    self.indices(split, subset), self._config.n_shards
-                )[shard]
+                part = self._parts(split, subset)[shard]
                 size = self._config.batch_size
                 cuts = range(0, len(part), size)
                 self._ready[key] = [self._take(split, part[i : i + size]) for i in cuts]
@@ -147,6 +147,13 @@ class ResidentData:
                 for stale in old:
                     del self._ready[stale]
             return self._ready[key]
+
+    def _parts(self, split: Split, subset: int) -> list[np.ndarray]:
+        """Sample indices of all shards; those of the newest draw are kept."""
+        if self._dealt[0] != (split, subset):
+            parts = np.array_split(self.indices(split, subset), self._config.n_shards)
+            self._dealt = (split, subset), parts
+        return self._dealt[1]
 
     def walks(self, n_nodes: int) -> Walks:
         """Who of ``n_nodes`` replicas sees which samples when."""

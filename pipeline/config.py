@@ -20,6 +20,7 @@ from blocks import ALGORITHMS
 from blocks.dotted import is_dotted
 from pipeline.cluster_config import ClusterConfig as ClusterConfig
 from pipeline.cluster_config import moved
+from pipeline.config_rules import check_consistent
 from pipeline.section import Count, Seconds
 from pipeline.section import Section as Section
 
@@ -100,7 +101,8 @@ class RunConfig(Section):
     init: str | None = None
     threads: Count = 1
     device: Literal["cpu", "cuda"] = "cpu"
-    evaluation_form: Literal["auto", "loop", "vmap", "bmm"] = "auto"
+    evaluation_form: Literal["auto", "loop", "vmap", "bmm", "pairs"] = "auto"
+    pipelined: bool = False  # activity perturbation: each worker keeps its layers
     experiment: str = "default"
     cluster: ClusterConfig = ClusterConfig()
 
@@ -120,74 +122,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        if self.mode not in self.algorithm.modes:
-            allowed = ", ".join(sorted(self.algorithm.modes))
-            raise ValueError(
-                f"`mode` must be one of {allowed} for algorithm {self.algorithm.kind}; "
-                f"got {self.mode}. Choose another mode or algorithm."
-            )
-        if self.staleness is not None and self.mode == "sync" and self.staleness > 0:
-            raise ValueError(
-                f"`staleness` must be 0 in sync mode; got {self.staleness}. "
-                "Use --mode async with --staleness."
-            )
-        if self.budget.loss_values is not None and not self.algorithm.scored:
-            raise ValueError(
-                "`budget.loss_values` must not be used with algorithm "
-                f"{self.algorithm.kind}, which asks for no loss values; got "
-                f"{self.budget.loss_values}. Use steps, samples or gradient_evals."
-            )
-        if self.cluster.kind == "cuda" and self.device != "cuda":
-            raise ValueError(
-                "`device` must be cuda when `cluster.kind` is cuda; got "
-                f"{self.device}. Use --device cuda."
-            )
-        self._check_replicas()
-        if self.custom_blocks and self.blocks not in (None, "custom"):
-            raise ValueError(
-                "`custom_blocks` must come with `blocks: custom`; got "
-                f"{self.blocks!r}. Drop one of the two."
-            )
+        check_consistent(self)
         return self
-
-    def _check_replicas(self) -> None:
-        algorithm = self.algorithm
-        kind = algorithm.kind
-        if algorithm.blockwise:
-            for name in ("nodes", "machines", "skew", "latency_s"):
-                if getattr(self, name):
-                    raise ValueError(
-                        f"`{name}` must be left out with algorithm {kind}, whose nodes "
-                        f"are blocks, not replicas; got {getattr(self, name)}. Use "
-                        "`blocks` to split the network."
-                    )
-            return
-        if self.mode == "async" and self.staleness is not None:
-            raise ValueError(
-                f"`staleness` must be left out with algorithm {kind}, whose replicas "
-                f"never wait; got {self.staleness}. Use --mode sync where there is one."
-            )
-        if self.mode == "async" and self.latency_s:
-            raise ValueError(
-                f"`latency_s` must be 0 in async mode; got {self.latency_s}. Use "
-                "`delays` to slow replicas down."
-            )
-        if self.skew and getattr(algorithm, "data", "shard") != "shard":
-            raise ValueError(
-                f"`skew` must be 0 with algorithm {kind}, whose nodes share all data; "
-                f"got {self.skew}. Leave it out."
-            )
-        alone = "nodes" not in algorithm.defaults
-        if alone and (self.nodes or 1) > 1:
-            raise ValueError(
-                f"`nodes` must be 1 for algorithm {kind}; got {self.nodes}. Use "
-                "all-reduce-sgd or local-sgd for several replicas."
-            )
-        if self.machines and self.nodes and self.machines > self.nodes:
-            raise ValueError(
-                f"`machines` must be at most `nodes` = {self.nodes}; got "
-                f"{self.machines}. Lower it."
-            )
 
     @property
     def staleness_bound(self) -> int | None:
@@ -198,6 +134,11 @@ class RunConfig(Section):
     def barrier(self) -> bool:
         """Whether every version waits for every block."""
         return self.staleness_bound == 0
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether workers run bounded pieces by themselves, with no client between."""
+        return self.barrier or self.pipelined
 
     @property
     def own_packages(self) -> tuple[str, ...]:
@@ -216,7 +157,7 @@ class RunConfig(Section):
             "dataset",
         ]
         if self.barrier:
-            left_out += ["delays", "own_worker", "latency_s"]
+            left_out += ["delays", "own_worker", "latency_s", "pipelined"]
         for name in left_out:
             data.pop(name)
         if not self.barrier:
@@ -228,7 +169,7 @@ class RunConfig(Section):
     def clock(self) -> str:
         """What an asynchronous run's order of events, and its times, come from."""
         in_process = self.cluster.kind == "in-process"
-        return "virtual" if in_process and not self.barrier else "wall"
+        return "virtual" if in_process and not self.in_pieces else "wall"
 
     def run_id(
         self, dataset_name: str, content_sha256: str, init_sha256: str = ""

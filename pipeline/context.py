@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blocks.activity import ActivityModel, check_blocks
+from blocks.activity_noise import noise_of
 from blocks.algorithm import (
     Combine,
     Information,
@@ -24,18 +26,17 @@ from blocks.algorithm import (
     step_rng,
 )
 from blocks.forward import FlatModel, calibrate_buffers
+from blocks.joint_probes import matrices_of
 from blocks.losses import per_sample_loss
 from blocks.models import build_model
 from blocks.oracle import Counters, GuardedOracle
 from blocks.partition import Block, join, partition, split
-from blocks.probes import directions, probe_points
 from blocks.team import Team
 from pipeline.batches import ResidentData, Split
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore, open_store
+from pipeline.scoring import Scored, score_shards
 from pipeline.standardise import Standardisation
-
-PROBES_AT_ONCE = 64  # joint probe vectors held in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,13 @@ class Context:
             else ()
         )
         self.model = FlatModel(module, device=self.device)
+        self.matrices = matrices_of(self.algorithm, self.blocks, self.model.layout)
         self.loss_function = per_sample_loss(config.loss)
         self.data = ResidentData(store, config, self.device, standard)
         self.team = None if self.algorithm.blockwise else self._make_team()
         self.initial = self._initial_params()
         self.buffers = self._initial_buffers()
+        self.activity = self._make_activity()
 
     @property
     def n_nodes(self) -> int:
@@ -98,6 +101,13 @@ class Context:
         if validate is not None:
             validate(team)
         return team
+
+    def _make_activity(self) -> ActivityModel | None:
+        noise = noise_of(self.algorithm)
+        if noise is None:
+            return None
+        check_blocks(self.model.layout, self.blocks)
+        return ActivityModel(self.model, noise)
 
     def _initial_params(self) -> Tensor:
         if self.spec.params is None:
@@ -121,7 +131,9 @@ class Context:
 
     # -- nodes ---------------------------------------------------------------------
 
-    def _oracle(self, node: int, step: int) -> GuardedOracle:
+    def _oracle(
+        self, node: int, step: int, credit: Tensor | None = None
+    ) -> GuardedOracle:
         size = getattr(self.algorithm, "batch_size", 0)
         n_nodes, data = self.n_nodes, self.data
         pooled = None
@@ -138,6 +150,7 @@ class Context:
             step=step,
             pooled=pooled,
             common=lambda: data.batches("loss", range(self.config.n_shards)),
+            credit=None if credit is None else lambda: credit,
         )
 
     def start(self) -> tuple[dict[int, tuple[Any, Message]], Counters]:
@@ -152,12 +165,13 @@ class Context:
     ) -> tuple[Any, Message]:
         """State and first message of one node (step 0)."""
         params = self.initial
-        block = None
+        block, matrices = None, None
         if self.algorithm.blockwise:
-            block = self.blocks[node]
+            block, matrices = self.blocks[node], self.matrices[node]
             params = split(self.initial, self.blocks)[node]
         replica = None if self.algorithm.blockwise else self.buffers
-        who = Node(node, self.n_nodes, block, self.config.seed, replica, self.team)
+        seed = self.config.seed
+        who = Node(node, self.n_nodes, block, seed, replica, self.team, matrices)
         rng = step_rng(self.config.seed, node, -1)
         oracle = self._oracle(node, 0)
         state, message = self.algorithm.init(who, params, oracle, rng)
@@ -174,9 +188,10 @@ class Context:
         inbox: Mapping[int, Payload] | None = None,
         scalars: Scalars = (),
         seconds: float = 0.0,
+        credit: Tensor | None = None,
     ) -> tuple[Any, Message, Counters]:
         """Take one node's step ``step`` (its number of updates so far)."""
-        oracle = self._oracle(node, step)
+        oracle = self._oracle(node, step, credit)
         observation = Observation(
             step=step,
             n_steps=self.spec.n_steps,
@@ -232,81 +247,11 @@ class Context:
         messages: Mapping[int, Message],
         steps: Sequence[int],
         shards: Sequence[int],
-        subset: int,
-    ) -> np.ndarray:
-        """Loss sums of the joint probes on some shards of the scoring subset.
-
-        Parameters
-        ----------
-        messages : of every node, those of step ``steps[node]``.
-        steps : (n_nodes,) steps that are scored.
-        shards : indices of shards, each computed in its own fixed batch shapes.
-        subset : which draw of the scoring subset.
-
-        Returns
-        -------
-        (len(shards), K) float64 — sums of per-sample float32 losses.
-        """
-        n_probes = self.algorithm.n_probes
-        sums = np.zeros((len(shards), n_probes))
-        for first, points in self._points(messages, steps):
-            for row, shard in enumerate(shards):
-                for inputs, targets in self.data.batches("loss", [shard], subset):
-                    losses = self._losses(points, inputs, targets)
-                    sums[row, first : first + len(points)] += losses
-        return sums
-
-    def _points(
-        self, messages: Mapping[int, Message], steps: Sequence[int]
-    ) -> list[tuple[int, Tensor]]:
-        """(first probe, (k, P) joint parameter vectors), a few probes at a time."""
-        ordered = [messages[node] for node in range(self.n_nodes)]
-        n_probes = self.algorithm.n_probes
-        if n_probes == 1:
-            return [(0, self.join([m.point for m in ordered]).unsqueeze(0))]
-        probes = [
-            probe_points(
-                m.point,
-                m.probe_std,
-                directions(
-                    self.config.seed,
-                    node,
-                    steps[node],
-                    n_probes // 2,
-                    m.point.numel(),
-                    self.algorithm.probe_kind,
-                    self.device,
-                ),
-            )
-            for node, m in enumerate(ordered)
-        ]
-        return [
-            (first, self.join([p[first : first + PROBES_AT_ONCE] for p in probes]))
-            for first in range(0, n_probes, PROBES_AT_ONCE)
-        ]
-
-    def _losses(self, points: Tensor, inputs: Tensor, targets: Tensor) -> np.ndarray:
-        """(k,) float64 loss sums of k parameter vectors on one batch."""
-        with torch.no_grad():
-            if len(points) == 1:
-                logits = self.model.forward(points[0], inputs, self.buffers)
-                return np.array(
-                    [float(self.loss_function(logits, targets).double().sum())]
-                )
-            many = self.model.logits_many(
-                points, inputs, self.config.evaluation_form, self.buffers
-            )
-            sums = [
-                self.loss_function(logits, targets).double().sum() for logits in many
-            ]
-            return torch.stack(sums).cpu().numpy()
-
-    def combine_losses(self, sums: np.ndarray) -> tuple[float, ...]:
-        """Mean losses (K,) from per-shard sums (n_shards, K), added in shard order."""
-        total = np.zeros(sums.shape[1])
-        for row in sums:
-            total += row
-        return tuple(float(x) for x in total / self.data.n_loss)
+        version: int,
+    ) -> list[Scored]:
+        """Score the nodes' points on some shards (``scoring.score_shards``)."""
+        subset = self.subset(version)
+        return score_shards(self, messages, steps, shards, version, subset)
 
     def subset(self, version: int) -> int:
         """Which draw of the scoring subset a version is scored on."""

@@ -67,6 +67,8 @@ class Coordinator:
     bound : steps a node may be ahead of the slowest; None = no bound.
     subset : version → draw of the scoring subset.
     n_loss : samples behind one loss value.
+    keep_states : every step's states come back: for blocks whose steps cannot be taken
+        again from the published losses alone.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class Coordinator:
         limits: Limits,
         subset: Callable[[int], int],
         n_loss: int,
+        keep_states: bool = False,
     ) -> None:
         self.executor = executor
         self.bound = bound
         self.limits = limits
         self.subset = subset
         self.n_loss = n_loss
+        self.keep_states = keep_states
         self.points = dict(points)
         self.groups = [Group(nodes) for nodes in executor.groups()]
         self.steps = dict.fromkeys(self.points, 0)
@@ -151,7 +155,7 @@ class Coordinator:
             step=step,
             at_least=at_least,
             base=group.base if rebuild else None,
-            want_states=group.want_states and not group.queued,
+            want_states=self.keep_states or (group.want_states and not group.queued),
         )
         group.rebuild = group.rebuild and not rebuild
         group.queued.append(task)

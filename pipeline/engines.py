@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,8 +47,11 @@ class Engine(Protocol):
     n_reruns: int
     init_cost: Counters  # of the nodes' first states
 
-    def run(self, first: int, n_rounds: int) -> Outcome:
-        """Run rounds ``first`` … ``first + n_rounds − 1``."""
+    def run(self, first: int, n_rounds: int, steps: tuple[int, ...] = ()) -> Outcome:
+        """Run rounds ``first`` … ``first + n_rounds − 1``.
+
+        ``steps`` : that the nodes have taken; () = ``first`` by all.
+        """
 
     def messages(self) -> dict[int, Message]:
         """Newest message of every node."""
@@ -76,11 +80,12 @@ class InProcess:
         self._states: dict[int, NodeState]
         self._states, self.init_cost = self.context.start()
 
-    def run(self, first: int, n_rounds: int) -> Outcome:
+    def run(self, first: int, n_rounds: int, steps: tuple[int, ...] = ()) -> Outcome:
         """Run rounds ``first`` … ``first + n_rounds − 1``."""
         config = self.context.config
         shares = place(self.context.n_nodes, config.n_shards, 1)
-        piece = Piece(self.context.spec, "", "", first, n_rounds, shares, 1.0)
+        spec = self.context.spec
+        piece = Piece(spec, "", "", first, n_rounds, shares, 1.0, steps=steps)
         self._states, outcome = run_in_process(
             self.context, piece, self._states, self._board
         )
@@ -127,13 +132,14 @@ class OnDask:
         """Delete the run's Variable."""
         self.cluster.forget(self.board_name)
 
-    def run(self, first: int, n_rounds: int) -> Outcome:
+    def run(self, first: int, n_rounds: int, steps: tuple[int, ...] = ()) -> Outcome:
         """Run a piece; again from its start if a worker of it dies."""
         for attempt in range(MAX_ATTEMPTS):
             alone = len(set(self.spec.config.own_worker))
             needed = min(alone + 1, max(self.context.n_nodes, 1))
             addresses = self.cluster.wait_for_workers(needed)
             piece = self._piece(first, n_rounds, attempt, addresses)
+            piece = replace(piece, steps=steps)
             outcome = self._attempt(piece)
             if not outcome.aborted:
                 self.n_workers = len(addresses)
@@ -154,7 +160,8 @@ class OnDask:
         self, first: int, n_rounds: int, attempt: int, addresses: list[str]
     ) -> Piece:
         config = self.spec.config
-        n_shards = config.n_shards if config.algorithm.scored else 0
+        shared = config.algorithm.scored and not config.pipelined
+        n_shards = config.n_shards if shared else 0
         shares = place(
             self.context.n_nodes, n_shards, len(addresses), config.own_worker
         )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from distributed import Future, get_client, get_worker
 
+from blocks.activity_noise import noise_of
 from blocks.algorithm import LossRecord
 from pipeline.cluster import Cluster, Roster
 from pipeline.context import RunSpec, context_of
@@ -25,13 +26,18 @@ from pipeline.executor import (
     UpdateDone,
     UpdateTask,
 )
-from pipeline.loss_board import VariableBoard
+from pipeline.loss_board import VariableBoard, pinned
+from pipeline.pack import host, tensor
 from pipeline.pending import Pending
 from pipeline.placement import group_slots, place_nodes, short_list
+from pipeline.scoring import Credits, Scored
 from pipeline.timeline import log_update
-from pipeline.updates import Resident, record_of, score_points, take_step
+from pipeline.updates import Resident, published, score_points, take_step
 
 logger = logging.getLogger(__name__)
+
+# record, start, end, and by block the credit of activity perturbation
+Publication = tuple[LossRecord, float, float, dict[int, np.ndarray]]
 
 UPDATE_PRIORITY = 1  # updates are short and unblock the next score
 
@@ -69,6 +75,8 @@ class FuturesExecutor:
             board.publish(last)
         self._newest = -1 if last is None else last.version  # known to be published
         self._published: dict[int, Future[Any]] = {}  # the publication under way
+        self._credited: Future[Any] | None = None  # the newest that is done
+        self._activity = noise_of(config.algorithm) is not None
         self._shares: dict[int, tuple[ScoreTask, list[Future[Any]], set[str]]] = {}
         self._held: list[UpdateTask] = []
         self._pending: Pending[UpdateTask | ScoreTask] = Pending(cluster.client)
@@ -116,13 +124,19 @@ class FuturesExecutor:
             self._held.append(task)  # that publication is not submitted yet
             return
         pending = task.at_least > self._newest
+        after = self._published[task.at_least] if pending else None
+        if self._activity and after is None:
+            if self._credited is None:  # resumed: the next publication brings credit
+                self._held.append(task)
+                return
+            after = self._credited
         self._submit(
             task,
             update_group,
             self.spec,
             self.board_name,
             task,
-            self._published[task.at_least] if pending else None,
+            after,
             key=f"update-{short_list(task.nodes)}-s{task.step}",
             priority=UPDATE_PRIORITY,
             **self._roster.place(self._slots[task.group]),
@@ -145,9 +159,8 @@ class FuturesExecutor:
                         score_share,
                         self.spec,
                         packed,
-                        task.steps,
+                        replace(task, points={}),
                         part.tolist(),
-                        task.subset,
                         key=f"score-v{task.version}-share{i}",
                         **where,
                     )
@@ -190,7 +203,9 @@ class FuturesExecutor:
 
     def _answer(self, task: Any, value: Any) -> Done:
         if isinstance(task, ScoreTask):
-            record, start, end = value
+            record, start, end, _ = value
+            if self._activity and task.version > self._newest:
+                self._credited = self._published[task.version]
             self._newest = max(self._newest, task.version)
             self._publish_next()
             return ScoreDone(task, record, start, end)
@@ -211,20 +226,28 @@ def forget(board_name: str) -> None:
 
 
 def update_group(
-    spec: RunSpec, board_name: str, task: UpdateTask, after: Any
+    spec: RunSpec, board_name: str, task: UpdateTask, after: Publication | None
 ) -> UpdateDone:
-    """Take one step of a group on this worker; ``after`` only orders it."""
+    """Take one step of a group on this worker.
+
+    ``after`` only orders it; with activity perturbation it brings the credit of its
+    version, which is then the one that is folded.
+    """
     context = context_of(spec)
     board = VariableBoard(board_name, spec.run_id, client=get_client())
+    limit = spec.config.cluster.task_timeout_s
+
+    def read() -> tuple[LossRecord, Credits]:
+        if context.activity is None:
+            return board.newest(task.at_least, limit), {}
+        assert after is not None, "submitted behind a publication"
+        record, _, _, packed = after
+        credits = {n: tensor(packed[n], context.device) for n in task.nodes}
+        return pinned(board, record.version, record, limit), credits
+
     key = (board_name, task.nodes)
     with _STEPPING.setdefault(key, threading.Lock()):  # a worker may have more threads
-        resident, done = take_step(
-            context,
-            _RESIDENT.get(key),
-            task,
-            board,
-            timeout_s=spec.config.cluster.task_timeout_s,
-        )
+        resident, done = take_step(context, _RESIDENT.get(key), task, read)
         if resident is not None:
             _RESIDENT[key] = resident
     for node, start, end in done.times:
@@ -233,32 +256,29 @@ def update_group(
 
 
 def score_share(
-    spec: RunSpec,
-    packed: bytes,
-    steps: tuple[int, ...],
-    shards: list[int],
-    subset: int,
-) -> tuple[dict[int, np.ndarray], float]:
-    """Loss sums (K,) of some shards, by shard, and when the work began."""
+    spec: RunSpec, packed: bytes, task: ScoreTask, shards: list[int]
+) -> tuple[dict[int, Scored], float]:
+    """Some shards of a score, by shard, and when the work began."""
     start = time.time()
     points: Points = pickle.loads(packed)
-    rows = score_points(context_of(spec), points, steps, shards, subset)
-    return dict(zip(shards, rows, strict=True)), start
+    parts = score_points(context_of(spec), replace(task, points=points), shards)
+    return dict(zip(shards, parts, strict=True)), start
 
 
 def publish_score(
     spec: RunSpec,
     board_name: str,
     task: ScoreTask,
-    shares: list[tuple[dict[int, np.ndarray], float]],
-) -> tuple[LossRecord, float, float]:
+    shares: list[tuple[dict[int, Scored], float]],
+) -> Publication:
     """Add the shares in shard order and publish."""
     context = context_of(spec)
     board = VariableBoard(board_name, spec.run_id, client=get_client())
-    sums: dict[int, np.ndarray] = {}
+    parts: dict[int, Scored] = {}
     for part, _ in shares:
-        sums.update(part)
-    in_order = np.stack([sums[shard] for shard in range(spec.config.n_shards)])
-    record = record_of(context, task.version, task.steps, task.subset, in_order)
+        parts.update(part)
+    in_order = [parts[shard] for shard in range(spec.config.n_shards)]
+    record, credits = published(context, task, in_order)
     board.publish(record)
-    return record, min(start for _, start in shares), time.time()
+    packed = {node: host(credit) for node, credit in credits.items()}
+    return record, min(start for _, start in shares), time.time(), packed

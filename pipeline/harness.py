@@ -217,7 +217,7 @@ class BarrierTraining(Training):
             self.tell("training", self._done)
             n_rounds = self._next_piece(self._done, pace)
             began = time.monotonic()
-            outcome = engine.run(self._done, n_rounds)
+            outcome = engine.run(self._done, n_rounds, self._steps())
             spent = time.monotonic() - began
             self.journal.wall_time_s += spent
             self.journal.add(outcome)
@@ -235,6 +235,15 @@ class BarrierTraining(Training):
                 self._saved_done = self._done
             if interrupted and not due:  # to be seen; a resumed run does not hold it
                 self._evaluate(engine, self._done)
+
+    def _steps(self) -> tuple[int, ...]:
+        """Steps that every node has taken; () where all have taken every round."""
+        if self.config.barrier:
+            return ()
+        taken = [0] * self.context.n_nodes
+        for node, step, *_ in self.journal.updates:
+            taken[node] = max(taken[node], step + 1)
+        return tuple(taken)
 
     def _next_piece(self, done: int, pace: float) -> int:
         ahead = (

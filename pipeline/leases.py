@@ -106,7 +106,7 @@ def workers_needed(config: RunConfig) -> int:
     """
     if config.cluster.kind == "in-process":
         return 0
-    if config.barrier:
+    if config.barrier and not config.pipelined:
         return len(set(config.own_worker)) + 1
     return config.cluster.workers
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -49,18 +48,44 @@ class Mailbox:
         ------
         PieceAborted — if the piece is ended, or nothing came within ``timeout_s``.
         """
-        deadline = time.monotonic() + timeout_s
+        self.wait(piece, [name], timeout_s, may_end=False)
         with self._changed:
-            while (piece, name) not in self._values:
-                if piece in self._ended:
-                    raise PieceAborted(
-                        f"piece {piece} was ended while waiting for {name}"
-                    )
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise PieceAborted(f"no {name} came within {timeout_s:g} s")
-                self._changed.wait(left)
             return self._values.pop((piece, name))
+
+    def there(self, piece: str, name: str) -> bool:
+        """Whether ``take`` would not wait."""
+        with self._changed:
+            return (piece, name) in self._values
+
+    def wait(
+        self, piece: str, names: Sequence[str], timeout_s: float, may_end: bool
+    ) -> None:
+        """Wait until one of some posts is there, or, if that ``may_end``, the time is.
+
+        Raises
+        ------
+        PieceAborted — if the piece is ended, or nothing came in time.
+        """
+        with self._changed:
+            found = self._changed.wait_for(
+                lambda: (
+                    piece in self._ended
+                    or any((piece, name) in self._values for name in names)
+                ),
+                max(timeout_s, 0.0),
+            )
+            wanted = " or ".join(names)
+            if piece in self._ended:
+                raise PieceAborted(
+                    f"piece {piece} was ended while waiting for {wanted}"
+                )
+            if not (found or may_end):
+                raise PieceAborted(f"no {wanted} came within {timeout_s:g} s")
+
+    def drop(self, piece: str, name: str) -> None:
+        """Remove a post that nobody will take, if it is there."""
+        with self._changed:
+            self._values.pop((piece, name), None)
 
     def end(self, piece: str) -> None:
         """Drop a piece's posts and wake its waiters."""
@@ -167,6 +192,18 @@ class Link:
     def take(self, name: str) -> Any:
         """Wait for a post of this piece."""
         return MAILBOX.take(self.piece, name, self.timeout_s)
+
+    def there(self, name: str) -> bool:
+        """Whether ``take`` would not wait."""
+        return MAILBOX.there(self.piece, name)
+
+    def wait(self, names: Sequence[str], timeout_s: float, may_end: bool) -> None:
+        """Wait for one of some posts, and leave it there (``Mailbox.wait``)."""
+        MAILBOX.wait(self.piece, names, timeout_s, may_end)
+
+    def drop(self, name: str) -> None:
+        """Remove a post that nobody will take, if it is there."""
+        MAILBOX.drop(self.piece, name)
 
 
 def end_piece(piece: str) -> None:

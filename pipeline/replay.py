@@ -14,6 +14,7 @@ from blocks.algorithm import LossRecord, Message
 from pipeline.config import RunConfig
 from pipeline.context import Context, RunSpec, use_threads
 from pipeline.data_store import open_store
+from pipeline.executor import ScoreTask
 from pipeline.initial import initial_values
 from pipeline.pack import host
 from pipeline.record import hardware, package_versions, params_sha256
@@ -21,6 +22,7 @@ from pipeline.replay_replicas import recompute_jobs, recompute_rounds
 from pipeline.run_store import open_run
 from pipeline.runs import find_run, results_folder, store_path, summary
 from pipeline.store import ensure_store
+from pipeline.updates import published
 
 ELSEWHERE = 1e-3  # a parameter's difference that another platform's rounding may make
 
@@ -111,16 +113,22 @@ def recompute_scored(
     Returns the final messages and whether all losses were the recorded ones.
     """
     seen = _seen_versions(context, ds)
+    folded = [set(versions) for versions in seen]
     nodes = range(context.n_nodes)
     current = {node: context.init_node(node) for node in nodes}
     taken = dict.fromkeys(nodes, 0)
     records: dict[int, LossRecord] = {}
+    credits: dict[tuple[int, int], Tensor] = {}  # by version, node; until it is folded
 
     def advance(node: int, until: int) -> None:
         while taken[node] < until:
             step = taken[node]
-            record = records[seen[node][step]] if context.algorithm.scored else None
-            state, message, _ = context.update(node, step, current[node][0], record)
+            version = seen[node][step]
+            record = records[version] if context.algorithm.scored else None
+            credit = credits.pop((version, node), None)
+            state, message, _ = context.update(
+                node, step, current[node][0], record, credit=credit
+            )
             current[node] = (state, message)
             taken[node] = step + 1
 
@@ -137,13 +145,13 @@ def recompute_scored(
         for node in nodes:
             advance(node, steps[node])
         messages = {node: message for node, (_, message) in current.items()}
-        losses = context.combine_losses(
-            context.score(messages, steps, all_shards, subset)
-        )
+        task = ScoreTask(version, tuple(steps), {}, subset)
+        parts = context.score(messages, steps, all_shards, version)
+        records[version], found = published(context, task, parts)
+        losses = records[version].losses
         losses_match &= np.array_equal(losses, recorded, equal_nan=True)
-        records[version] = LossRecord(
-            context.spec.run_id, version, losses, tuple(steps), subset
-        )
+        folding = (n for n in found if version in folded[n])
+        credits |= {(version, node): found[node] for node in folding}
     for node in nodes:
         advance(node, len(seen[node]))
     return {node: message for node, (_, message) in current.items()}, losses_match

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from blocks.batched import best_form
+from blocks.batched import best_probe_form, check_form
 from blocks.layout import Layout
 from blocks.models import build_model
 from blocks.units import find_layers
@@ -41,7 +41,8 @@ def resolve(config: RunConfig, data: DataStore) -> RunConfig:
     module = network(config, data)
     form = config.evaluation_form
     if form == "auto":
-        form = best_form(module, config.device, algorithm.n_probes)
+        form = best_probe_form(module, config.device, algorithm.n_probes)
+    check_form(form, module)
     redraw = config.redraw_every
     blocks = config.blocks or fitting(defaults.get("blocks", "all"), module)
     nodes, machines = replicas(config, data.n_train)

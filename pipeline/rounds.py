@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from blocks.algorithm import LossRecord, Message
+from blocks.algorithm import LossRecord, Message, n_bytes
 from blocks.oracle import Counters
 from pipeline.context import Context, RunSpec, context_of
 from pipeline.loss_board import (
@@ -28,6 +28,7 @@ from pipeline.loss_board import (
 )
 from pipeline.mailbox import Link, PieceAborted, end_piece
 from pipeline.pack import pack, tensor, unpack
+from pipeline.scoring import Credits, Scored, fold_credits, fold_losses
 from pipeline.talk import Heard, Talk
 from pipeline.timeline import log_update
 
@@ -57,6 +58,7 @@ class Piece:
     shares: tuple[Share, ...]  # by rank; rank 0 publishes
     timeout_s: float
     addresses: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()  # taken by each node; () = ``first`` by all
 
 
 @dataclass(slots=True)
@@ -113,11 +115,14 @@ class Worker:
     def run(self, states: dict[int, NodeState]) -> dict[int, NodeState]:
         """Run the piece's rounds; returns the nodes' new states and messages."""
         for k in range(self.piece.first, self.piece.first + self.piece.n_rounds):
-            record = self._score(k, states) if self.context.algorithm.scored else None
+            record: LossRecord | None = None
+            credits: Credits = {}
+            if self.context.algorithm.scored:
+                record, credits = self._score(k, states)
             if record is not None and not all(map(math.isfinite, record.losses)):
                 break
             heard = self.talk.round(k, states) if self.talk else {}
-            states = self._update(k, states, record, heard)
+            states = self._update(k, states, record, heard, credits)
             self.outcome.n_done += 1
         return states
 
@@ -127,45 +132,83 @@ class Worker:
         states: dict[int, NodeState],
         record: LossRecord | None,
         heard: Heard,
+        credits: Credits,
     ) -> dict[int, NodeState]:
         new = {}
         for node, (state, _) in states.items():
-            start = time.time()
-            delay = self.context.config.delays.get(node, 0.0)
-            if delay:
-                time.sleep(delay)  # a straggler on request, not a way to wait
             inbox, scalars = heard.get(node, (None, ()))
             before = self.seconds.get(node, 0.0)
-            state, message, used = self.context.update(
-                node, k, state, record, inbox, scalars, before
+            new[node] = self._step(
+                *(node, k, record, state, inbox, scalars, before, credits.get(node))
             )
-            new[node] = (state, message)
-            end = time.time()
-            self.seconds[node] = end - start
-            seen = k if record else -1
-            self.outcome.updates.append((node, k, seen, start, end, self.name))
-            if self.log is not None:
-                self.log(self.piece.spec.run_id, node, k, start, end)
-            self.outcome.busy_s += end - start
-            self.outcome.counters.add(used)
-            if self.context.algorithm.blockwise:
-                self.outcome.counters.bytes_moved += message.n_bytes
         return new
 
-    def _score(self, k: int, states: dict[int, NodeState]) -> LossRecord:
+    def _step(
+        self, node: int, k: int, record: LossRecord | None, state: Any, *given: Any
+    ) -> NodeState:
+        """Take a node's step k, timed, counted and told."""
+        start = time.time()
+        self._delay(node)
+        state, message, used = self.context.update(node, k, state, record, *given)
+        end = time.time()
+        self.seconds[node] = end - start
+        seen = record.version if record else -1
+        self.outcome.updates.append((node, k, seen, start, end, self.name))
+        if self.log is not None:
+            self.log(self.piece.spec.run_id, node, k, start, end)
+        self.outcome.busy_s += end - start
+        self.outcome.counters.add(used)
+        if self.context.algorithm.blockwise:
+            self.outcome.counters.bytes_moved += message.n_bytes
+        return state, message
+
+    def _delay(self, node: int) -> None:
+        delay = self.context.config.delays.get(node, 0.0)
+        if delay:
+            time.sleep(delay)  # a straggler on request, not a way to wait
+
+    def _score(
+        self, k: int, states: dict[int, NodeState]
+    ) -> tuple[LossRecord, Credits]:
         start = time.time()
         own = {node: message for node, (_, message) in states.items()}
-        sums: dict[int, np.ndarray] = {}
+        scored: dict[int, Scored] = {}
         messages = self._exchange_points(k, own)
         if self.share.shards:
             busy = time.time()
             steps = [k] * self.context.n_nodes
-            subset = self.context.subset(k)
-            rows = self.context.score(messages, steps, self.share.shards, subset)
-            sums = dict(zip(self.share.shards, rows, strict=True))
+            parts = self.context.score(messages, steps, self.share.shards, k)
+            scored = dict(zip(self.share.shards, parts, strict=True))
             self.outcome.busy_s += time.time() - busy
+        credits = self._exchange_credits(k, scored)
+        sums = {shard: part.sums for shard, part in scored.items()}
         known = self._exchange_losses(k, sums, start)
-        return pinned(self.board, k, known, self.piece.timeout_s)
+        return pinned(self.board, k, known, self.piece.timeout_s), credits
+
+    def _exchange_credits(self, k: int, scored: dict[int, Scored]) -> Credits:
+        """What every scorer's shards say about the own blocks, in shard order."""
+        if self.context.activity is None:
+            return {}
+        found: dict[int, dict[int, np.ndarray]] = {}  # by shard, by node
+        for rank, share in enumerate(self.piece.shares):
+            if not share.nodes or not scored:
+                continue
+            parts = {s: one.of(share.nodes, self.context) for s, one in scored.items()}
+            if rank == self.rank:
+                found |= parts
+            else:
+                assert self.link is not None
+                self.link.post([rank], f"credit-{k}-{self.rank}", parts)
+        if not self.share.nodes:
+            return {}
+        for rank in self.scorers:
+            if rank != self.rank:
+                assert self.link is not None
+                found |= self.link.take(f"credit-{k}-{rank}")
+        n_shards = self.context.config.n_shards
+        credits = fold_credits(self.context, [found[s] for s in range(n_shards)])
+        self.outcome.counters.bytes_moved += n_bytes(*credits.values())
+        return credits
 
     def _exchange_points(self, k: int, own: dict[int, Message]) -> dict[int, Message]:
         if self.link is None:
@@ -199,20 +242,32 @@ class Worker:
             if rank != 0:
                 assert self.link is not None
                 sums.update(self.link.take(f"losses-{k}-{rank}"))
-        in_order = np.stack(
-            [sums[shard] for shard in range(self.context.config.n_shards)]
-        )
-        losses = self.context.combine_losses(in_order)
+        return self._publish(k, sums, start)
+
+    def _publish(
+        self,
+        k: int,
+        sums: dict[int, np.ndarray],
+        start: float,
+        steps: tuple[int, ...] = (),
+    ) -> LossRecord:
+        """Add up the shards' losses, publish the record and send it to everybody.
+
+        ``steps`` : that were scored; by default all nodes' step k.
+        """
+        n_shards = self.context.config.n_shards
+        losses = fold_losses(self.context, [sums[shard] for shard in range(n_shards)])
         record = LossRecord(
             self.context.spec.run_id,
             k,
             losses,
-            (k,) * self.context.n_nodes,
+            steps or (k,) * self.context.n_nodes,
             self.context.subset(k),
         )
         self.board.publish(record)
         if self.link is not None:
-            others = range(1, len(self.piece.shares))
+            ranks = range(len(self.piece.shares))
+            others = [rank for rank in ranks if rank != self.rank]
             self.link.post(others, f"record-{k}", record)
         self.outcome.scores.append((record, start, time.time()))
         used = self.outcome.counters
@@ -222,11 +277,21 @@ class Worker:
         return record
 
 
+def kind_of(context: Context) -> type[Worker]:
+    """Which worker runs a run's rounds."""
+    from pipeline.free_pipeline import FreePipelinedWorker  # derived from ``Worker``
+    from pipeline.pipelined import PipelinedWorker
+
+    if not context.config.pipelined:
+        return Worker
+    return PipelinedWorker if context.config.barrier else FreePipelinedWorker
+
+
 def run_in_process(
     context: Context, piece: Piece, states: dict[int, NodeState], board: LocalBoard
 ) -> tuple[dict[int, NodeState], Outcome]:
     """Run a piece with one share in this process."""
-    worker = Worker(context, piece, 0, board, None)
+    worker = kind_of(context)(context, piece, 0, board, None)
     states = worker.run(states)
     return states, worker.outcome
 
@@ -239,7 +304,7 @@ def run_on_worker(piece: Piece, rank: int, packed: Packed) -> tuple[Packed, Outc
     alone = len(piece.shares) == 1
     link = None if alone else Link(piece.name, piece.addresses, rank, piece.timeout_s)
     board = VariableBoard(piece.board, piece.spec.run_id, client=get_client())
-    worker = Worker(context, piece, rank, board, link)
+    worker = kind_of(context)(context, piece, rank, board, link)
     worker.log = log_update
     states = {node: unpack(*one, device=context.device) for node, one in packed.items()}
     try:

@@ -8,13 +8,11 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from distributed.client import ClosedClientError
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -22,40 +20,30 @@ from pipeline import pack
 from pipeline.asynchronous import (
     FreeTraining,
     ReplicaTraining,
-    SplitsEvaluation,
-    saved_groups,
 )
 from pipeline.batches import ResidentData
-from pipeline.cluster import open_cluster
 from pipeline.cluster_config import moved
-from pipeline.config import ClusterConfig, RunConfig, validate_config
-from pipeline.context import Context, RunSpec, context_of
+from pipeline.config import RunConfig, validate_config
+from pipeline.context import RunSpec, context_of
 from pipeline.data_store import DataStore, open_store
-from pipeline.engines import Engine, InProcess, OnDask
-from pipeline.futures import FuturesExecutor
 from pipeline.harness import (
     CHECKPOINT_FORMAT,
-    SPLITS,
     BarrierTraining,
     Training,
     planned_rounds,
     round_costs,
 )
 from pipeline.initial import initial_values
-from pipeline.jobs_dask import DaskJobs
-from pipeline.jobs_virtual import VirtualJobs
 from pipeline.journal import Journal
 from pipeline.leases import Lend, RunIsLocked
 from pipeline.pack import host
-from pipeline.placement import place_nodes
 from pipeline.progress import Progress, Watcher
 from pipeline.record import params_sha256, to_dataset
-from pipeline.remote import RemoteEvaluation, prepare
 from pipeline.resolve import count_layers, resolve
 from pipeline.run_store import open_run, write_run
+from pipeline.running import check_blocks, opened, run
 from pipeline.runs import checkpoint_path, find_run, results_folder, store_path
 from pipeline.store import ensure_store
-from pipeline.virtual import VirtualExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +264,7 @@ def _train(
     context = context_of(job.spec)
     check_blocks(job.spec.config, context)
     kind: type[Training] = BarrierTraining
-    if not job.spec.config.barrier:
+    if not job.spec.config.in_pieces:
         scored = job.spec.config.algorithm.scored
         kind = FreeTraining if scored else ReplicaTraining
     training = kind(job.spec, context, job.checkpoint, progress, stop)
@@ -285,102 +273,10 @@ def _train(
     before = training.journal.total_time_s
     training.watch(Progress("starting", n_rounds=job.spec.n_steps))
     own = contextlib.nullcontext(job.spec.config.cluster)
-    with lend() if lend else own as where, _place(where, job.spec) as cluster:
-        params, buffers = _run(training, job.spec, cluster, saved)
+    with lend() if lend else own as where, opened(where, job.spec) as cluster:
+        params, buffers = run(training, job.spec, cluster, saved)
     training.journal.total_time_s = before + time.monotonic() - began
     return _land(job, training, params, buffers)
-
-
-def check_blocks(config: RunConfig, context: Context) -> None:
-    """Refuse delays and placements of blocks that do not exist."""
-    for name, nodes in (("delays", config.delays), ("own_worker", config.own_worker)):
-        wrong = [node for node in nodes if not 0 <= node < context.n_nodes]
-        if wrong:
-            raise ValueError(
-                f"`{name}` must name blocks 0 to {context.n_nodes - 1} of this "
-                f"partition; got {wrong[0]}. Correct the block's number."
-            )
-    if config.own_worker:
-        place_nodes(context.n_nodes, config.cluster.workers, config.own_worker)
-
-
-@contextlib.contextmanager
-def _place(where: ClusterConfig, spec: RunSpec) -> Iterator[Any]:
-    if where.kind == "in-process":
-        yield None
-        return
-    with open_cluster(where, spec.config.device) as cluster:
-        try:
-            cluster.bring(spec.config.own_packages)
-            cluster.want(where.workers)
-            yield cluster
-        except (OSError, CancelledError, ClosedClientError) as err:
-            if cluster.client.status == "running":
-                raise
-            raise RuntimeError(
-                f"`cluster` must keep its scheduler; got {err!r}. Start one, then "
-                "resume the run."
-            ) from err
-
-
-def _run(
-    training: Training, spec: RunSpec, cluster: Any, saved: dict[str, Any] | None
-) -> tuple[Tensor, Tensor | None]:
-    training.dashboard = cluster.dashboard if cluster else None
-    if isinstance(training, BarrierTraining):
-        return _run_barrier(training, spec, cluster, saved)
-    assert isinstance(training, FreeTraining)
-    if isinstance(training, ReplicaTraining):
-        return _run_replicas(training, spec, cluster, saved)
-    state = saved["states"] if saved else None
-    groups = saved_groups(state) if state else None
-    records = training.journal.scores
-    last = records[-1][0] if records else None
-    if cluster is None:
-        virtual = VirtualExecutor(training.context, groups=groups)
-        if last is not None:
-            virtual.start_at(last, training.journal.wall_time_s)
-        training.prepare(virtual, state)
-        return training.run(lambda p, b: SplitsEvaluation(training.context, p, b))
-    prepare(cluster, spec)
-    executor = FuturesExecutor(spec, cluster, training.context.n_nodes, groups, last)
-    try:
-        training.prepare(executor, state)
-        return training.run(lambda p, b: RemoteEvaluation(cluster, spec, p, b, SPLITS))
-    finally:
-        executor.close()
-
-
-def _run_replicas(
-    training: ReplicaTraining, spec: RunSpec, cluster: Any, saved: dict[str, Any] | None
-) -> tuple[Tensor, Tensor | None]:
-    state = saved["states"] if saved else None
-    if cluster is None:
-        virtual = VirtualJobs(training.context)
-        virtual.start_at(training.journal.wall_time_s)
-        training.begin(virtual, state)
-        return training.run(lambda p, b: SplitsEvaluation(training.context, p, b))
-    prepare(cluster, spec)
-    jobs = DaskJobs(spec, cluster, training.context.n_nodes)
-    try:
-        training.begin(jobs, state)
-        return training.run(lambda p, b: RemoteEvaluation(cluster, spec, p, b, SPLITS))
-    finally:
-        jobs.close()
-
-
-def _run_barrier(
-    training: BarrierTraining, spec: RunSpec, cluster: Any, saved: dict[str, Any] | None
-) -> tuple[Tensor, Tensor | None]:
-    engine: Engine = InProcess(spec) if cluster is None else OnDask(spec, cluster)
-    try:
-        if saved:
-            engine.restore(saved["states"])
-            engine.n_reruns = training.journal.n_reruns
-        return training.run(engine, saved["done"] if saved else 0)
-    finally:
-        if isinstance(engine, OnDask):
-            engine.close()
 
 
 def _land(

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blocks.algorithm import LossRecord, Message
+from blocks.algorithm import LossRecord, Message, n_bytes
 from blocks.oracle import Counters
 from pipeline.context import Context
-from pipeline.executor import Points, UpdateDone, UpdateTask
-from pipeline.loss_board import LossBoard
+from pipeline.executor import Points, ScoreTask, UpdateDone, UpdateTask
 from pipeline.pack import pack, tensor, unpack
 from pipeline.rounds import NodeState
+from pipeline.scoring import Credits, Scored, fold_credits, fold_losses
 
 
 @dataclass(slots=True)
@@ -27,14 +27,14 @@ class Resident:
 
 
 Clock = Callable[[], float]
+Read = Callable[[], tuple[LossRecord, Credits]]  # what an update folds
 
 
 def take_step(
     context: Context,
     resident: Resident | None,
     task: UpdateTask,
-    board: LossBoard,
-    timeout_s: float,
+    read: Read,
     clock: Clock = time.time,
 ) -> tuple[Resident | None, UpdateDone]:
     """Read the board and update every block of the group once.
@@ -49,7 +49,7 @@ def take_step(
         resident = Resident(0, -1, {n: context.init_node(n) for n in task.nodes})
     if resident is None or resident.step != task.step:
         return resident, UpdateDone(task, "missed")
-    record = board.newest(task.at_least, timeout_s)
+    record, credits = read()
     if record.version <= resident.seen:
         return resident, UpdateDone(task, "idle")
     states, times, counters = dict(resident.states), [], Counters()
@@ -58,10 +58,12 @@ def take_step(
         delay = context.config.delays.get(node, 0.0)
         if delay and clock is time.time:
             time.sleep(delay)  # a straggler on request, not a way to wait for anything
-        state, message, used = context.update(node, task.step, states[node][0], record)
+        state, message, used = context.update(
+            node, task.step, states[node][0], record, credit=credits.get(node)
+        )
         states[node] = (state, message)
         counters.add(used)
-        counters.bytes_moved += message.n_bytes
+        counters.bytes_moved += message.n_bytes + n_bytes(credits.get(node))
         times.append((node, start, clock()))
     packed = {n: pack(s) for n, s in states.items()} if task.want_states else None
     done = UpdateDone(
@@ -117,25 +119,19 @@ def message_of(
     )
 
 
-def score_points(
-    context: Context,
-    points: Points,
-    steps: tuple[int, ...],
-    shards: list[int],
-    subset: int,
-) -> np.ndarray:
-    """(len(shards), K) loss sums of the joined points (``Context.score``)."""
-    messages = {node: message_of(context, point) for node, point in points.items()}
-    return context.score(messages, steps, shards, subset)
+def score_points(context: Context, task: ScoreTask, shards: list[int]) -> list[Scored]:
+    """Score the joined points of a task on some shards (``Context.score``)."""
+    messages = {node: message_of(context, point) for node, point in task.points.items()}
+    return context.score(messages, task.steps, shards, task.version)
 
 
-def record_of(
-    context: Context,
-    version: int,
-    steps: tuple[int, ...],
-    subset: int,
-    sums: np.ndarray,
-) -> LossRecord:
-    """The record of a score from its per-shard sums (n_shards, K)."""
-    losses = context.combine_losses(sums)
-    return LossRecord(context.spec.run_id, version, losses, steps, subset)
+def published(
+    context: Context, task: ScoreTask, in_order: list[Scored]
+) -> tuple[LossRecord, Credits]:
+    """The record of a score from the parts of all shards, and the blocks' credit."""
+    losses = fold_losses(context, [part.sums for part in in_order])
+    run_id, nodes = context.spec.run_id, range(context.n_nodes)
+    record = LossRecord(run_id, task.version, losses, task.steps, task.subset)
+    if context.activity is None:
+        return record, {}
+    return record, fold_credits(context, [p.of(nodes, context) for p in in_order])

@@ -26,6 +26,8 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("open-es", {"population_size": 4, "ranked": False, "probe_kind": "sign"}),
     ("spsa", {"pairs": 3}),
     ("dfa", {"optimiser": "momentum"}),
+    ("activity-perturbation", {"draws": 2, "noise": "gaussian"}),
+    ("activity-perturbation", {"optimiser": "momentum"}),
     ("async-sgd", {"momentum": 0.5, "weight_decay": 0.1}),
     ("layerwise-async-sgd", {"momentum": 0.5, "weight_decay": 0.1}),
     ("next", {"linearisation": "partial", "cores": 2}),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from blocks import conformance
+from blocks.activity_perturbation import ActivityPerturbation
 from blocks.algorithm import Combine, Gradient, Information
 from blocks.conformance import CHECKS, check_algorithm
 from blocks.local_sgd import LocalSGD
@@ -159,6 +160,11 @@ def asks_gradient(state, message, old, observation, oracle):
     return state, message
 
 
+def asks_estimate(state, message, old, observation, oracle):
+    oracle.activity_estimate()
+    return state, message
+
+
 def differentiates(state, message, *_):
     at = message.point.clone().requires_grad_()
     at.square().sum().backward()
@@ -213,6 +219,9 @@ def legacy_draw():
     np.random.rand()  # noqa: NPY002
 
 
+ACTIVATIONS, LOSSES = Information.OWN_ACTIVATIONS, Information.PER_SAMPLE_LOSS
+DERIVATIVE, SHARED = Information.GRADIENT_ORACLE, Information.SHARED_LOSS
+
 MUTANTS = {
     "wrong-kind": ("declarations", WrongKind),
     "takes-anything": ("declarations", TakesAnything),
@@ -253,6 +262,19 @@ MUTANTS = {
     "unused-derivative": ("derivatives", broken(SGD, step=guesses)),
     "undeclared-inbox": ("information", stepping(SGD, reads_inbox)),
     "undeclared-gradient": ("information", stepping(OpenES, asks_gradient)),
+    "estimate-without-losses": (
+        "information",
+        stepping(SGD, asks_estimate, information=ACTIVATIONS | DERIVATIVE),
+    ),
+    "estimate-without-activations": (
+        "information",
+        stepping(OpenES, asks_estimate, information=LOSSES),
+    ),
+    "losses-only": ("information", broken(ActivityPerturbation, information=LOSSES)),
+    "activations-only": (
+        "information",
+        broken(ActivityPerturbation, information=ACTIVATIONS | SHARED),
+    ),
     "folds-nan": ("records", stepping(OpenES, with_the_loss)),
     "stands-still": ("progress", stepping(SGD, stands_still)),
     "no-gradient": ("progress", broken(SGD, descend=no_gradient)),
@@ -273,7 +295,9 @@ def test_mutants__there_is_one_for_every_check():
     assert {named(name) for name, _ in MUTANTS.values()} == set(CHECKS)
 
 
-@pytest.mark.parametrize("base", [SGD, LocalSGD, OpenES, RandomSearch, SPSA])
+@pytest.mark.parametrize(
+    "base", [ActivityPerturbation, SGD, LocalSGD, OpenES, RandomSearch, SPSA]
+)
 def test_check__passes_what_the_mutants_are_made_of(base):
     check_algorithm(broken(base))
 

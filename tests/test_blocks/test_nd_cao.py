@@ -270,15 +270,6 @@ def test_nd_cao__loss_that_is_not_finite_gives_a_random_move(loss):
     assert not torch.equal(then.centre, after.centre)
 
 
-def test_nd_cao__probe_without_finite_loss_is_left_out():
-    algorithm = NDCAO(window=24, probes=4, step_size=0.05)
-    _, (state, _) = train(algorithm, 3)
-    losses = [0.4, float("nan"), 0.2, 0.3]
-    after, _ = step(algorithm, state, record_of(3, losses, [3, 3]), 3)
-    assert after.window.n_pairs == 12 + 3
-    assert after.window.losses[-3:].tolist() == [0.4, 0.2, 0.3]
-
-
 def test_nd_cao__window_without_information_gives_a_random_move():
     algorithm = NDCAO(window=10, step_size=0.1, schedule="constant")
     state, _ = init(algorithm, torch.zeros(D))
@@ -311,18 +302,6 @@ def test_nd_cao__kept_exploration_is_in_the_answer():
     algorithm = NDCAO(window=20, step_size=0.1, exploration_kept=True)
     _, (state, _) = train(algorithm, 10)
     assert torch.equal(state.centre, state.sent[-1].point)
-
-
-def test_nd_cao__probes_are_rebuilt_as_they_were_scored():
-    algorithm = NDCAO(window=24, probes=4, step_size=0.05, probe_std=0.02)
-    state, message = init(algorithm, torch.zeros(D), index=3, n_nodes=5, seed=11)
-    assert message.probe_std == 0.02
-    steps = [0, 0, 0, 0, 0]
-    state, _ = step(algorithm, state, record_of(0, [1.0, 2.0, 3.0, 4.0], steps), 0)
-    dirs = directions(11, 3, 0, 2, D, "sign")
-    expected = probe_points(torch.zeros(D), 0.02, dirs)
-    held = state.window.rows + state.window.anchor
-    assert torch.allclose(held, expected, atol=1e-7)
 
 
 def test_nd_cao__new_scoring_subset_keeps_pairs_with_an_intercept_of_their_own():
@@ -396,44 +375,11 @@ def test_nd_cao__asynchronous_blocks_reach_the_same_minimum():
     assert quadratic(answer) < 1.0
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"window": 2}, "`window` must be at least"),
-        ({"window": 10, "probes": 12}, "`window` must be at least"),
-        ({"ridge": 0.0}, "`ridge` must be positive"),
-        ({"step_size": float("nan")}, "`step_size` must be positive"),
-        ({"candidates": 1}, "`candidates` must be at least 2"),
-        ({"probes": 3}, "`probes` must be 1, or even"),
-        ({"exploration": -0.1}, "`exploration` must be finite"),
-        ({"monomials_kept": 1.0}, "`monomials_kept` must lie"),
-        ({"degree": 4}, "`degree` must be 1, 2 or 3"),
-        ({"images": (2, 0, 3)}, "`images` must hold"),
-        ({"images": (2, 3, 3), "probes": 2}, "`images` must be None"),
-        ({"smoothing": -1.0}, "`smoothing` must be finite and not negative"),
-        ({"candidate_draw": "uniform"}, "`candidate_draw` must be"),
-        ({"exploration": 0.0, "probes": 2}, "`probe_std` must be given"),
-    ],
-)
-def test_nd_cao__setting_out_of_range_is_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        NDCAO(**settings)
-
-
 def test_nd_cao__wrong_number_of_losses_is_refused():
     algorithm = NDCAO()
     state, _ = init(algorithm, torch.zeros(D))
     with pytest.raises(ValueError, match=r"`record.losses` must hold `probes` = 1"):
         step(algorithm, state, record_of(0, [1.0, 2.0], [0]), 0)
-
-
-def test_nd_cao__is_a_strict_section_of_a_pydantic_config():
-    pydantic = pytest.importorskip("pydantic")
-    adapter = pydantic.TypeAdapter(NDCAO)
-    assert adapter.validate_python({"kind": "nd-cao", "window": 60}).window == 60
-    with pytest.raises(pydantic.ValidationError, match="windw"):
-        adapter.validate_python({"kind": "nd-cao", "windw": 60})
-    assert pickle.loads(pickle.dumps(NDCAO(window=60))) == NDCAO(window=60)
 
 
 def test_nd_cao__smooth_candidates_move_neighbouring_weights_together():

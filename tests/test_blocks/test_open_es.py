@@ -11,8 +11,9 @@ import torch
 
 from blocks.algorithm import Information, LossRecord, Node, Observation
 from blocks.antithetic import antithetic_gradient
+from blocks.low_rank import draw_directions
 from blocks.open_es import OpenES, centred_ranks
-from blocks.probes import directions
+from blocks.probes import Dense, directions
 
 STD = 0.05
 
@@ -46,7 +47,7 @@ def hadamard(power):
 def test_raw_estimate__is_exact_over_an_orthogonal_design(rng):
     dirs = hadamard(4)
     loss, slope = quadratic(16, rng)
-    estimate = antithetic_gradient(antithetic_values(loss, dirs), STD, dirs)
+    estimate = antithetic_gradient(antithetic_values(loss, dirs), STD, Dense(dirs))
     assert float((estimate - slope).norm()) <= 1e-10 * float(slope.norm())
 
 
@@ -56,7 +57,7 @@ def test_raw_estimate__over_random_directions_is_as_near_as_theory_says(rng, kin
     loss, slope = quadratic(size, rng)
     for seed in range(5):
         dirs = directions(seed, 0, 0, n_pairs, size, kind).double()
-        estimate = antithetic_gradient(antithetic_values(loss, dirs), STD, dirs)
+        estimate = antithetic_gradient(antithetic_values(loss, dirs), STD, Dense(dirs))
         error = float((estimate - slope).norm() / slope.norm())
         assert error <= 2 * math.sqrt((size + 1) / n_pairs)
 
@@ -66,7 +67,7 @@ def test_ranked_estimate__points_along_the_gradient(rng):
     loss, slope = quadratic(size, rng)
     dirs = directions(1, 0, 0, n_pairs, size, "gaussian").double()
     ranks = centred_ranks(antithetic_values(loss, dirs))
-    estimate = antithetic_gradient(ranks, STD, dirs)
+    estimate = antithetic_gradient(ranks, STD, Dense(dirs))
     assert float(torch.cosine_similarity(estimate, slope, dim=0)) >= 0.99
 
 
@@ -126,7 +127,7 @@ def test_step__rebuilds_the_directions_of_the_step_that_was_scored():
     fresh, _ = fold(state, losses, steps=(0, 1), step=1)
     for after, scored in ((late, 0), (fresh, 1)):
         dirs = directions(9, 1, scored, 2, 3, "gaussian")
-        gradient = antithetic_gradient(np.array(losses), 0.1, dirs)
+        gradient = antithetic_gradient(np.array(losses), 0.1, Dense(dirs))
         moved = after.optimiser.mean - 0.9 * state.optimiser.mean
         torch.testing.assert_close(moved, 0.1 * gradient, rtol=1e-5, atol=1e-6)
 
@@ -143,6 +144,29 @@ def test_joint_probes__let_every_block_estimate_its_own_part(session, problem):
     for n_blocks in (1, 3):
         played = session(algorithm, problem("quadratic"), n_blocks)
         assert played.advance(120, n_steps=120).solution_loss() < 0.05
+
+
+def test_step__with_rank_moves_by_low_rank_directions():
+    algorithm = replace(ALGORITHM, rank=1)
+    matrices = np.array([[1, 3, 4]])
+    start = torch.linspace(-1, 1, 15)
+    node = Node(1, 2, None, 9, matrices=matrices)
+    state, _ = algorithm.init(node, start, None, np.random.default_rng(0))
+    losses = (1.0, 3.0, 2.5, 2.0)
+    after, _ = fold(state, losses, algorithm=algorithm)
+    dirs = draw_directions(9, 1, 0, 2, 15, "gaussian", 1, matrices).dense()
+    gradient = (1.0 - 3.0) / 0.4 * dirs[0] + (2.5 - 2.0) / 0.4 * dirs[1]
+    torch.testing.assert_close(after.optimiser.mean, 0.1 * gradient)
+    assert np.array_equal(after.matrices, matrices)
+
+
+@pytest.mark.parametrize("n_blocks", [1, 3])
+def test_low_rank_probes__train_a_network(session, problem, n_blocks):
+    algorithm = OpenES(population_size=32, step_size=0.1, noise_std=0.02, rank=1)
+    played = session(algorithm, problem("mlp"), n_blocks)
+    assert any(len(state.matrices) for state in played.states)
+    before = played.solution_loss()
+    assert played.advance(80, n_steps=80).solution_loss() < 0.3 * before
 
 
 def test_ranked__is_blind_to_the_scale_of_the_losses():
@@ -162,6 +186,7 @@ def test_ranked__is_blind_to_the_scale_of_the_losses():
         ("population_size", 0),
         ("noise_std", 0.0),
         ("step_size", -1.0),
+        ("rank", -1),
     ],
 )
 def test_setting__out_of_range_is_refused_by_name(name, value):

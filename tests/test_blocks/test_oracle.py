@@ -81,6 +81,26 @@ def test_direct_feedback__needs_both_of_its_declarations(problem, flag):
     assert oracle.counters == Counters(n_gradient_evals=1, n_samples=4)
 
 
+@pytest.mark.parametrize(
+    "flag", [Information.PER_SAMPLE_LOSS, Information.OWN_ACTIVATIONS]
+)
+def test_activity_estimate__needs_both_of_its_declarations(problem, flag):
+    small, told = problem("mlp"), torch.ones(43)
+    asked = small.oracle(EVERYTHING | flag, credit=lambda: told)
+    with pytest.raises(InformationError, match="Add the flag"):
+        asked.activity_estimate()
+    both = Information.PER_SAMPLE_LOSS | Information.OWN_ACTIVATIONS
+    oracle = small.oracle(both, credit=lambda: told)
+    assert oracle.activity_estimate() is told
+    assert oracle.counters == Counters()
+
+
+def test_activity_estimate__of_a_score_without_noise_says_what_to_do(problem):
+    both = Information.PER_SAMPLE_LOSS | Information.OWN_ACTIVATIONS
+    with pytest.raises(ValueError, match=r"must have .* got none here\. Score"):
+        problem("mlp").oracle(both).activity_estimate()
+
+
 def test_counters__count_every_answer(problem):
     small = problem("quadratic")
     oracle, params = small.oracle(EVERYTHING), small.model.initial_params()
@@ -100,6 +120,7 @@ def test_oracle__shows_neither_model_nor_data(problem):
     oracle = problem("quadratic").oracle(EVERYTHING)
     public = {name for name in dir(oracle) if not name.startswith("_")}
     assert public == {
+        "activity_estimate",
         "common_loss",
         "counters",
         "device",

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from blocks.algorithm import step_rng
-from blocks.probes import directions, probe_points
+from blocks.probes import Dense, directions, probe_points
 
 KINDS = ["sign", "gaussian"]
 
@@ -44,6 +44,21 @@ def test_directions__have_identity_covariance(kind):
 
 def test_directions__signs_are_plus_or_minus_one():
     assert set(directions(1, 0, 0, 8, 1001, "sign").unique().tolist()) == {-1.0, 1.0}
+
+
+def test_directions__signs_are_the_bits_of_each_row_from_its_first_byte():
+    raw = np.frombuffer(step_rng(3, 2, 7, purpose=1).bytes(3 * 2), dtype=np.uint8)
+    bits = np.unpackbits(raw.reshape(3, 2), axis=1)[:, :13]
+    expected = np.where(bits == 1, 1.0, -1.0).astype(np.float32)
+    assert np.array_equal(directions(3, 2, 7, 3, 13).numpy(), expected)
+
+
+def test_dense__combines_and_gives_its_rows(rng):
+    rows = torch.tensor(rng.standard_normal((5, 9)))
+    weights = torch.tensor(rng.standard_normal(5))
+    dirs = Dense(rows)
+    assert torch.equal(dirs.dense(1, 3), rows[1:3])
+    torch.testing.assert_close(dirs.combine(weights), (weights[:, None] * rows).sum(0))
 
 
 def test_probe_points__order_is_plus_minus_by_pair():

@@ -11,7 +11,7 @@ import torch
 from blocks.algorithm import Information, LossRecord, Node, Observation
 from blocks.antithetic import antithetic_gradient
 from blocks.open_es import OpenES
-from blocks.probes import directions
+from blocks.probes import Dense, directions
 from blocks.spsa import SPSA
 
 STD = 0.05
@@ -27,7 +27,7 @@ def quadratic(size, rng):
 
 def estimate(loss, dirs):
     values = torch.stack([loss(STD * dirs), loss(-STD * dirs)], 1).flatten()
-    return antithetic_gradient(values.numpy(), STD, dirs)
+    return antithetic_gradient(values.numpy(), STD, Dense(dirs))
 
 
 def test_raw_estimate__is_exact_over_a_complete_design_of_signs(rng):
@@ -88,6 +88,14 @@ def test_step__is_evolution_without_ranks_and_with_signs():
         probe_kind="sign",
     )
     assert torch.equal(fold(ours, losses)[2][1].point, fold(theirs, losses)[2][1].point)
+
+
+def test_low_rank_probes__train_a_network(session, problem):
+    algorithm = SPSA(pairs=8, step_size=0.03, noise_std=0.01, rank=1)
+    played = session(algorithm, problem("mlp"), 1)
+    assert len(played.states[0].matrices) == 2
+    before = played.solution_loss()
+    assert played.advance(150, n_steps=150).solution_loss() < 0.5 * before
 
 
 def test_step__with_a_non_finite_loss_moves_nothing():

@@ -47,7 +47,7 @@ def test_list__names_the_shipped_ones(capsys):
     assert run(["experiment", "list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["experiments"]
     assert [(one["name"], one["runs"]) for one in found] == [
-        ("baselines", 54),
+        ("baselines", 57),
         ("four-cases", 48),
         ("smoke", 6),
         ("sync-vs-async", 12),

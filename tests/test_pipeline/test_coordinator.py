@@ -138,7 +138,9 @@ class SecondExecution(Wrapper):
         newer = self.inner._published > 0
         if self.first is not None and newer and self.inner._resident.get(0):
             inner, task = self.inner, self.first
-            inner._resident[0], _ = take_step(inner.context, None, task, inner.board, 0)
+            inner._resident[0], _ = take_step(
+                inner.context, None, task, lambda: (inner.board.newest(0, 0), {})
+            )
             self.first = None
         return answers
 

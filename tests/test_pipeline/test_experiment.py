@@ -285,7 +285,7 @@ def test_duplicates__are_refused_by_the_names_of_both_arms(problems):
         ),
         (
             "name: x\ngrid:\n  algorithm:\n  - nd-cao\n  - adamm\n",
-            "x.yaml:5: grid.algorithm[1]: must be one of nd-cao, next",
+            "x.yaml:5: grid.algorithm[1]: must be one of nd-cao, activity-",
         ),
         (
             "name: x\ngrid:\n  algorithm:\n  - sgd\n  - {kind: nd-cao, window: 1}\n",

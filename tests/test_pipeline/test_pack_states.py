@@ -16,13 +16,14 @@ from pipeline import pack
 from pipeline.config import RunConfig, validate_config
 from pipeline.context import Context, RunSpec
 from pipeline.data_store import open_store
+from pipeline.executor import ScoreTask
 from pipeline.loss_board import LocalBoard
 from pipeline.placement import place
 from pipeline.resolve import resolve
 from pipeline.rounds import Piece, run_in_process
 from pipeline.store import ensure_store
 from pipeline.talk import Talk
-from pipeline.updates import record_of
+from pipeline.updates import published
 
 # Paths through the algorithms that leave other things in a state than the defaults.
 VARIANTS = (
@@ -131,16 +132,18 @@ def test_checkpoint__holds_no_pickle_and_goes_on_bit_for_bit(
     with np.load(path, allow_pickle=False) as file:
         assert all(file[name].dtype != object for name in file.files)
     loaded = pack.load(path)
-    record = None
+    record, credits = None, {}
     if context.algorithm.scored:
         messages = {node: message for node, (_, message) in states.items()}
-        sums = context.score(messages, [6] * context.n_nodes, range(4), 0)
-        record = record_of(context, 6, (6,) * context.n_nodes, 0, sums)
+        task = ScoreTask(6, (6,) * context.n_nodes, {}, context.subset(6))
+        parts = context.score(messages, task.steps, range(4), 6)
+        record, credits = published(context, task, parts)
     inboxes = heard(context, states, 6)
     for node, (state, _) in states.items():
         given = (record, *inboxes[node])
-        expected = context.update(node, 6, state, *given)[:2]
-        assert same(context.update(node, 6, loaded[node], *given)[:2], expected)
+        more = {"credit": credits.get(node)}
+        expected = context.update(node, 6, state, *given, **more)[:2]
+        assert same(context.update(node, 6, loaded[node], *given, **more)[:2], expected)
 
 
 @pytest.mark.parametrize("kind", ALGORITHMS)

@@ -120,10 +120,10 @@ def test_a_crash_during_training__loses_no_finished_piece(
     run, config = InProcess.run, tiny(budget={"steps": 30}, eval_every=5)
     whole = train(config, results=tmp_path / "whole")
 
-    def fail_later(self, first, n_rounds):
+    def fail_later(self, first, *rest):
         if first >= 15:
             raise OSError("the cluster is gone")
-        return run(self, first, n_rounds)
+        return run(self, first, *rest)
 
     monkeypatch.setattr(InProcess, "run", fail_later)
     with pytest.raises(OSError, match="the cluster is gone"):

@@ -1,0 +1,468 @@
+"""Activity perturbation: its estimate against autograd's gradient, layer by layer."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from blocks.activity import ActivityModel, ActivityNoise, check_blocks
+from blocks.activity_links import apply
+from blocks.activity_segments import cut, perturbed_pass
+from blocks.forward import FlatModel
+from blocks.losses import cross_entropy
+from blocks.models import build_model
+from blocks.partition import partition
+
+KEY = (7, 3, 2)
+SHAPE = (2, 6, 6)
+
+
+def seeded(*layers):
+    """Layers in sequence, in float64 and evaluation mode, with weights of a seed."""
+    module = copy.deepcopy(nn.Sequential(*layers)).double().eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.4 * noise + (parameter.dim() == 1))
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_mean.copy_(torch.linspace(-0.3, 0.4, part.num_features))
+                part.running_var.copy_(torch.linspace(0.5, 2.0, part.num_features))
+    return module
+
+
+def samples(n=5, shape=SHAPE, n_classes=3, dtype=torch.float64):
+    rng = np.random.default_rng(5)
+    inputs = torch.tensor(rng.standard_normal((n, *shape)), dtype=dtype)
+    return inputs, torch.tensor(rng.integers(0, n_classes, n))
+
+
+def gradient(module, x, targets):
+    """Σ over the samples of autograd's gradients, flat."""
+    with torch.enable_grad():
+        loss = cross_entropy(module(x), targets).sum()
+        trained = [p for p in module.parameters() if p.requires_grad]
+        found = torch.autograd.grad(loss, trained)
+    return torch.cat([g.flatten() for g in found])
+
+
+class OneAtATime:
+    """The complete design: draw i moves the i-th of all n noisy units, by σ√n.
+
+    A design of no units moves nothing, and counts them.
+    """
+
+    def __init__(self, n_units=0, std=0.0):
+        self.n_units, self.by = n_units, std * math.sqrt(n_units)
+        self.first, self.n_seen = {}, 0
+
+    def __call__(self, place, shape):
+        draws, n, *unit = shape
+        size = math.prod(unit)
+        if place not in self.first:
+            self.first[place] = self.n_seen
+            self.n_seen += size
+        noise = torch.zeros((draws, n, size), dtype=torch.float64)
+        if self.n_units:
+            units = torch.arange(size)
+            noise[self.first[place] + units, :, units] = self.by
+        return noise.view(shape)
+
+
+def over_complete_design(module, x, targets):
+    """Estimates of all parameters, flat; each unit moves by 1e-4."""
+    segments, count = cut(module), OneAtATime()
+    sums = [{} for _ in segments]
+    perturbed_pass(segments, x, targets, cross_entropy, 1, 1.0, count, sums)
+    n_units = count.n_seen
+    std = 1e-4 / math.sqrt(n_units)
+    source = OneAtATime(n_units, std)
+    sums = [{} for _ in segments]
+    perturbed_pass(segments, x, targets, cross_entropy, n_units, std, source, sums)
+    total = {}
+    for own in sums:
+        for key, value in own.items():
+            total[key] = total.get(key, 0.0) + value
+    return torch.cat([total[id(p)].flatten() for p in module.parameters()])
+
+
+class Twice(nn.Module):
+    """One layer called twice, with a path that only ``forward`` knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x):
+        return x + torch.tanh(self.layer(torch.tanh(self.layer(self.norm(x)))))
+
+
+FLAT = (nn.Flatten(), nn.Linear(72, 3))
+TIED = nn.Linear(4, 4)
+NETWORKS = {
+    "dense": (nn.Flatten(), nn.Linear(72, 4), nn.Tanh(), nn.Linear(4, 3)),
+    "no-bias": (nn.Flatten(), nn.Linear(72, 3, bias=False)),
+    "on-columns": (nn.Linear(6, 2), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3)),
+    "conv": (nn.Conv2d(2, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)),
+    "stride-padding": (
+        *(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.GELU()),
+        *(nn.Flatten(), nn.Linear(36, 3)),
+    ),
+    "dilation-groups": (
+        *(nn.Conv2d(2, 2, 2, dilation=2, groups=2), nn.Conv2d(2, 2, (1, 2))),
+        *(nn.Flatten(), nn.Linear(24, 3)),
+    ),
+    "same-even": (nn.Conv2d(2, 2, 2, padding="same"), *FLAT),
+    "valid": (nn.Conv2d(2, 2, 5, padding="valid"), nn.Flatten(), nn.Linear(8, 3)),
+    "circular": (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), *FLAT),
+    "reflect-same": (
+        nn.Conv2d(2, 2, 3, padding="same", padding_mode="reflect"),
+        *FLAT,
+    ),
+    "one-dimension": (
+        *(nn.Flatten(2), nn.Conv1d(2, 2, 3, padding=1), nn.Tanh()),
+        *(nn.Flatten(), nn.Linear(72, 3)),
+    ),
+    "group-norm": (
+        nn.Conv2d(2, 4, 4),
+        nn.GroupNorm(2, 4),
+        nn.Flatten(),
+        nn.Linear(36, 3),
+    ),
+    "layer-norm": (nn.LayerNorm([6, 6]), nn.Tanh(), *FLAT),
+    "batch-norm": (
+        *(nn.Conv2d(2, 4, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3)),
+        *(nn.Flatten(), nn.Linear(4, 3)),
+    ),
+    "called-twice": (nn.Flatten(), nn.Linear(72, 6), Twice(), nn.Linear(6, 3)),
+    "graph-first": (Twice(), *FLAT),
+    "tied": (nn.Flatten(), nn.Linear(72, 4), TIED, nn.Tanh(), TIED, nn.Linear(4, 3)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_estimate__over_a_complete_design_is_the_gradient(name):
+    module, data = seeded(*NETWORKS[name]), samples()
+    found, true = over_complete_design(module, *data), gradient(module, *data)
+    assert float((found - true).norm()) <= 1e-6 * float(true.norm())
+
+
+def test_estimate__leaves_out_what_is_frozen():
+    module, data = seeded(*NETWORKS["conv"]), samples()
+    module[0].weight.requires_grad_(False)
+    module[3].bias.requires_grad_(False)
+    segments = cut(module)
+    sums = [{} for _ in segments]
+    source = ActivityNoise(0.01, 1, "sign").source(KEY)
+    perturbed_pass(
+        segments,
+        *data,
+        cross_entropy,
+        1,
+        0.01,
+        lambda p, s: source(p, s).double(),
+        sums,
+    )
+    assert {key for own in sums for key in own} == {
+        id(module[0].bias),
+        id(module[3].weight),
+    }
+
+
+# -- random draws -------------------------------------------------------------------
+
+
+def float32(*layers):
+    return FlatModel(seeded(*layers).float())
+
+
+@pytest.mark.parametrize("kind", ["sign", "gaussian"])
+@pytest.mark.parametrize("name", ["dense", "conv", "group-norm"])
+def test_estimate__of_random_draws_is_unbiased(name, kind):
+    model = float32(*NETWORKS[name])
+    x, targets = samples(dtype=torch.float32)
+    params = model.initial_params()
+    true = gradient(seeded(*NETWORKS[name]), x.double(), targets)
+    activity = ActivityModel(model, ActivityNoise(0.01, 2, kind))
+    estimates = torch.stack(
+        [
+            activity.credit(params, x, targets, cross_entropy, (1, k, 0))[1].double()
+            for k in range(600)
+        ]
+    )
+    rng = np.random.default_rng(8)
+    directions = torch.tensor(rng.standard_normal((9, len(true))))
+    directions[0] = true
+    directions /= directions.norm(dim=1, keepdim=True)
+    off = (estimates - true) @ directions.T  # (600, 9)
+    standard_error = off.std(dim=0) / math.sqrt(len(off))
+    assert bool((off.mean(dim=0).abs() <= 4 * standard_error).all())
+    assert float(standard_error[0]) < 0.2 * float(true.norm())
+
+
+def test_losses__are_those_of_the_pairs_in_order():
+    model = float32(nn.Flatten(), nn.Linear(72, 3))
+    x, targets = samples(dtype=torch.float32)
+    noise = ActivityNoise(0.5, 2, "gaussian")
+    activity = ActivityModel(model, noise)
+    losses, _ = activity.credit(model.initial_params(), x, targets, cross_entropy, KEY)
+    logits = model.forward(model.initial_params(), x)
+    added = noise.source(KEY)(0, (2, 5, 3))
+    for row, moved in enumerate((added[0], -added[0], added[1], -added[1])):
+        expected = cross_entropy(logits + moved, targets)
+        torch.testing.assert_close(losses[row], expected, rtol=1e-5, atol=1e-6)
+
+
+# -- purity -------------------------------------------------------------------------
+
+BUILT = [
+    *(("mlp", (1, 28, 28), 1500), ("lenet", (1, 16, 16), 120)),
+    *(("cifar_cnn", (3, 8, 8), 120), ("resnet8", (3, 8, 8), 60)),
+]
+
+
+def built(name, shape, n):
+    model = FlatModel(build_model(name, shape, 10, seed=4))
+    rng = np.random.default_rng(6)
+    x = torch.tensor(rng.standard_normal((n, *shape)), dtype=torch.float32)
+    return model, x, torch.tensor(rng.integers(0, 10, n))
+
+
+@pytest.mark.parametrize(("name", "shape", "n"), BUILT)
+@pytest.mark.parametrize("kind", ["sign", "gaussian"])
+def test_credit__gives_the_same_bits_again_and_in_another_model(name, shape, n, kind):
+    model, x, targets = built(name, shape, n)
+    params, noise = model.initial_params(), ActivityNoise(0.01, 2, kind)
+    given = params.clone(), x.clone()
+    first = ActivityModel(model, noise)
+    other = pickle.loads(pickle.dumps(model))
+    other.forward(params + 1.0, x[:1])
+    askew = torch.empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
+    answers = [
+        first.credit(params, x, targets, cross_entropy, KEY),
+        first.credit(params, x, targets, cross_entropy, KEY),
+        ActivityModel(other, noise).credit(params, askew, targets, cross_entropy, KEY),
+    ]
+    losses, estimate = answers[0]
+    assert losses.shape == (4, n)
+    assert estimate.shape == (model.n_params,)
+    assert bool(estimate.isfinite().all())
+    assert losses.dtype == estimate.dtype == torch.float32
+    for again in answers[1:]:
+        assert torch.equal(losses, again[0])
+        assert torch.equal(estimate, again[1])
+    assert torch.equal(params, given[0])
+    assert torch.equal(x, given[1])
+
+
+@pytest.mark.parametrize(("name", "shape", "n"), BUILT)
+def test_credit__points_along_the_gradient(name, shape, n):
+    model, x, targets = built(name, shape, n)
+    targets = torch.zeros_like(targets)  # gradients that add up stand out of the noise
+    params = model.initial_params()
+    activity = ActivityModel(model, ActivityNoise(0.01, 1, "sign"))
+    true = model.gradient(params, x, targets, cross_entropy)[1].double() * n
+    slopes = []
+    for k in range(40):
+        key = (1, k, 0)
+        found = activity.credit(params, x, targets, cross_entropy, key)[1].double()
+        slopes.append(float(found @ true / (true @ true)))
+    standard_error = np.std(slopes, ddof=1) / math.sqrt(len(slopes))
+    assert abs(np.mean(slopes) - 1.0) <= 4 * standard_error
+    assert standard_error < 0.5
+
+
+def test_credit__builds_no_graph():
+    asked = []
+
+    def loss(logits, targets):
+        asked.append(torch.is_grad_enabled() or logits.requires_grad)
+        assert logits.grad_fn is None
+        return cross_entropy(logits, targets)
+
+    for name, shape, n in BUILT:
+        model, x, targets = built(name, shape, n)
+        activity = ActivityModel(model, ActivityNoise(0.01, 1, "sign"))
+        params = model.initial_params().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pytest.fail, lambda t: t):
+            answers = activity.credit(params, x, targets, loss, KEY)
+        assert not any(a.requires_grad or a.grad_fn for a in answers)
+    assert asked
+    assert not any(asked)
+
+
+def test_noise__differs_with_key_part_and_place():
+    noise = ActivityNoise(0.5, 1, "gaussian")
+    keys = [KEY, (8, 3, 2), (7, 4, 2), (7, 3, 3)]
+    drawn = [
+        noise.source(key, part)(place, (1, 6, 4))
+        for key in keys
+        for part in (0, 1)
+        for place in (0, 1, 1 << 32)
+    ]
+    for one, other in itertools.combinations(drawn, 2):
+        assert float((one - other).abs().max()) > 0.1
+    again = noise.source(KEY, 1)(1 << 32, (1, 6, 4))
+    assert torch.equal(again, drawn[5])
+
+
+@pytest.mark.parametrize("kind", ["sign", "gaussian"])
+def test_noise__has_the_spread_that_is_set(kind):
+    values = ActivityNoise(0.25, 3, kind).source(KEY)(0, (3, 1000, 7)).double()
+    n = values.numel()
+    assert abs(float(values.mean())) <= 4 * 0.25 / math.sqrt(n)
+    assert float(values.square().mean().sqrt()) == pytest.approx(0.25, rel=0.03)
+    assert (len(values.abs().unique()) == 1) is (kind == "sign")
+
+
+# -- segments -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "shape", "n"), BUILT)
+def test_segments__run_one_by_one_give_the_same_bits(name, shape, n):
+    model, x, targets = built(name, shape, n)
+    noise, params = ActivityNoise(0.01, 2, "sign"), model.initial_params()
+    whole = ActivityModel(model, noise)
+    losses, estimate = whole.credit(params, x, targets, cross_entropy, KEY)
+    workers = [
+        ActivityModel(pickle.loads(pickle.dumps(model)), noise)
+        for _ in range(whole.n_segments)
+    ]
+    outputs, kept, seen = x, [], []
+    for i, worker in enumerate(workers):
+        indices = torch.from_numpy(worker.segment_indices(i))
+        own = torch.zeros_like(params)
+        own[indices] = params[indices]
+        outputs, calls = worker.segment_forward(i, own, outputs, KEY)
+        kept.append(calls)
+        seen.append(indices)
+    found = workers[-1].output_losses(outputs, targets, cross_entropy)
+    assert torch.equal(found, losses)
+    assert sorted(torch.cat(seen).tolist()) == list(range(model.n_params))
+    for i, worker in enumerate(workers):
+        part = worker.segment_estimate(i, kept[i], found)
+        assert torch.equal(part, estimate[seen[i]])
+
+
+def test_segments__begin_at_layers_with_weights():
+    module = seeded(*NETWORKS["batch-norm"])
+    sizes = [[type(link.module).__name__ for link in s.links] for s in cut(module)]
+    assert sizes == [
+        ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Flatten"],
+        ["Linear"],
+    ]
+    assert len(cut(build_model("resnet8", (3, 8, 8), 10))) == 1
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        *(nn.MaxPool2d(2), nn.MaxPool2d((3, 2)), nn.MaxPool2d(3, ceil_mode=True)),
+        *(nn.MaxPool2d(3, stride=2), nn.MaxPool2d(2, padding=1)),
+        nn.MaxPool2d(2, dilation=2),
+    ],
+    ids=str,
+)
+def test_links__pool_as_torch_does_exactly(pool):
+    x = samples(shape=(2, 7, 8))[0]
+    x[0, 0, 2, 3] = float("nan")
+    found = apply(pool, x, own=False)
+    torch.testing.assert_close(found, pool(x), rtol=0, atol=0, equal_nan=True)
+
+
+# -- refusals -----------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(72, 3)
+        self.shift = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        return self.layer(x.flatten(1)) + self.shift
+
+
+class Silent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(72, 3)
+
+    def forward(self, x):
+        return nn.functional.linear(x.flatten(1), self.layer.weight)
+
+
+class Merged(Silent):
+    def forward(self, x):
+        return self.layer(x.reshape(-1, 72)[:3]).expand(len(x), 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "named"),
+    [
+        (Own(), "`shift` of Own"),
+        (nn.Sequential(nn.Flatten(), Own()), r"`1\.shift` of Own"),
+        (nn.LSTM(6, 3), "`weight_ih_l0` of LSTM"),
+        (nn.Sequential(nn.Linear(6, 3), nn.PReLU()), r"`1\.weight` of PReLU"),
+        (nn.Sequential(nn.ConvTranspose2d(2, 3, 2)), "of ConvTranspose2d"),
+        (nn.Sequential(nn.Embedding(5, 3)), "of Embedding"),
+        (nn.MultiheadAttention(6, 2), "of MultiheadAttention"),
+        (
+            nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)),
+            "of BatchNorm2d without running statistics",
+        ),
+    ],
+    ids=lambda value: value.split()[-1] if isinstance(value, str) else "",
+)
+def test_model__that_cannot_be_credited_is_refused_by_name(module, named):
+    with pytest.raises(ValueError, match=f"`model` must hold .* got .*{named}"):
+        ActivityModel(FlatModel(module), ActivityNoise(0.01, 1, "sign"))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [(Silent(), "no call of `layer`"), (Merged(), "`layer` must be .* got 3 rows for")],
+)
+def test_pass__that_hides_a_layers_rows_is_refused(module, message):
+    model = FlatModel(module)
+    activity = ActivityModel(model, ActivityNoise(0.01, 1, "sign"))
+    x, targets = samples(dtype=torch.float32)
+    with pytest.raises(ValueError, match=message):
+        activity.credit(model.initial_params(), x, targets, cross_entropy, KEY)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("std", 0.0), ("std", math.inf), ("draws", 0), ("kind", "uniform")],
+)
+def test_noise__out_of_range_is_refused_by_name(name, value):
+    settings = {"std": 0.01, "draws": 1, "kind": "sign", name: value}
+    with pytest.raises(ValueError, match=f"`{name}` of the noise must be .*{value}"):
+        ActivityNoise(**settings)
+
+
+@pytest.mark.parametrize("spec", ["by_layer", "all"])
+@pytest.mark.parametrize("name", ["mlp", "resnet8"])
+def test_blocks__of_whole_layers_are_fine(spec, name):
+    module = build_model(name, (3, 8, 8), 10)
+    check_blocks(FlatModel(module), partition(spec, module))
+
+
+@pytest.mark.parametrize("spec", ["by_size:3", "random:2", "by_unit:4"])
+def test_blocks__that_split_a_layer_are_refused_by_its_name(spec):
+    module = build_model("mlp", (1, 8, 8), 10)
+    model = FlatModel(module)
+    with pytest.raises(
+        ValueError, match=r"keep each layer whole .* `fc1.weight` split"
+    ):
+        check_blocks(model.layout, partition(spec, module))
