@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="*", choices=("waiting", "computing", "table"), help="parts"
     )
-    parser.add_argument("--versions", type=int, default=20, help="of a waiting run")
+    parser.add_argument("--versions", type=int, default=12, help="of a waiting run")
     parser.add_argument(
-        "--wait", type=float, default=0.6, help="seconds of a waiting score, whole"
+        "--wait", type=float, default=2.0, help="seconds of a waiting score, whole"
     )
     parser.add_argument("--picture", type=Path, help="folder for scaling.png and .svg")
     options = parser.parse_args()
