@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline import pack
+from pipeline import memory, pack
 from pipeline.batches import Split
 from pipeline.config import Budget, RunConfig
 from pipeline.context import Context, RunSpec
@@ -115,7 +115,7 @@ class Training:
         self.eval_every = self.config.eval_every or max(1, self.limit // 20)
         self.dashboard: str | None = None
         self.n_workers = 1
-        self._saved = time.monotonic()
+        self._saved = self._given_back = time.monotonic()
         self._rate: tuple[float, int] = (time.monotonic(), -1)
 
     def tell(self, phase: str, done: int) -> None:
@@ -123,6 +123,9 @@ class Training:
         last = self.journal.evals[-1] if self.journal.evals else {}
         scored = self.config.algorithm.scored
         now, version = time.monotonic(), self.journal.version if scored else done
+        if now - self._given_back > memory.EVERY_S:
+            memory.give_back()
+            self._given_back = now
         then, before = self._rate
         speed = (version - before) / (now - then) if now > then else 0.0
         self._rate = (now, version)

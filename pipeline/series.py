@@ -185,5 +185,9 @@ def _mean_with_interval(
 def _label(name: str, value: object) -> str:
     if name in _IDENTITY:
         return str(value)
-    short = name.removeprefix("config.").rpartition(".")[2]
-    return f"{short}={value:g}" if isinstance(value, float) else f"{short}={value}"
+    section, _, short = name.removeprefix("config.").rpartition(".")
+    if section == "delays":
+        return "no delay" if value != value else f"delay of {short}: {value:g} s"
+    if not isinstance(value, float):
+        return f"{short}={value}"
+    return f"no {short}" if np.isnan(value) else f"{short}={value:g}"

@@ -36,6 +36,7 @@ from pipeline.harness import (
 from pipeline.initial import initial_values
 from pipeline.journal import Journal
 from pipeline.leases import Lend, RunIsLocked
+from pipeline.memory import give_back
 from pipeline.pack import host
 from pipeline.progress import Progress, Watcher
 from pipeline.record import params_sha256, to_dataset
@@ -276,7 +277,9 @@ def _train(
     with lend() if lend else own as where, opened(where, job.spec) as cluster:
         params, buffers = run(training, job.spec, cluster, saved)
     training.journal.total_time_s = before + time.monotonic() - began
-    return _land(job, training, params, buffers)
+    ds = _land(job, training, params, buffers)
+    give_back()
+    return ds
 
 
 def _land(

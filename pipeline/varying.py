@@ -43,6 +43,8 @@ def varying_fields(configs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray
     )
     out: dict[str, np.ndarray] = {}
     for key in keys:
+        if any(other.startswith(f"{key}.") for other in keys):
+            continue  # a section that is empty in some runs: its fields are there
         values = [flat.get(key) for flat in flats]
         if any(value != values[0] for value in values):
             out[f"{PREFIX}{key}"] = _column(values)

@@ -41,6 +41,22 @@ def test_group_runs__never_averages_over_different_settings(
     assert [(g.colour, g.dash) for g in groups] == [(0, 0), (0, 1)]
 
 
+def test_group_runs__says_which_runs_had_a_delay(tmp_path, synthetic_run, write_run):
+    delays: list[dict[str, object]] = [{"delays": {"2": 0.05}}, {"delays": {}}]
+    runs = [
+        write_run(synthetic_run(mode=mode, config=delay), tmp_path / f"{mode}{i}")
+        for mode in ("sync", "async")
+        for i, delay in enumerate(delays)
+    ]
+    combined = combine_runs(runs)
+    assert combined.attrs["config_varies"] == ["config.delays.2"]
+    assert {group.label for group in group_runs(combined)} == {
+        f"nd-cao {mode} · {delay}"
+        for mode in ("sync", "async")
+        for delay in ("delay of 2: 0.05 s", "no delay")
+    }
+
+
 def test_mean_curve__is_pointwise_on_a_common_grid():
     x = np.array([0.0, 1.0, 2.0])
     mean = mean_curve([Curve(x, x), Curve(x, 3 * x)])
