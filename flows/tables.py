@@ -55,7 +55,9 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Tabl
     """
     figures = [name for name in COMPARED if name in rows[0]]
     others = [name for name in rows[0] if name not in COMPARED and name != "run_id"]
-    shared = [n for n in others if all(format_value(r[n]) != "–" for r in rows)]
+    delays = [n for n in others if n.startswith("config.delays.")]  # none is a value
+    known = [n for n in others if all(format_value(r[n]) != "–" for r in rows)]
+    shared = [*delays, *(n for n in known if n not in delays)]
     varied = [n for n in shared if len({str(row[n]) for row in rows}) > 1]
     same = [n for n in shared if n not in varied and rows[0][n] != 0]
     columns = [*figures, *(varied[:MAX_VARIED] if out.width >= WIDE else [])]

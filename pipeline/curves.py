@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import xarray as xr
 
 from pipeline.compare import loaded
@@ -65,6 +66,7 @@ def curves_figure(ds: xr.Dataset, axes: Sequence[str] = DEFAULT_AXES) -> Figure:
         for panel, axis in zip(row, columns, strict=True):
             _draw_panel(panel, ds, groups, axis, metric)
         row[0].set_ylabel(metric.label)
+        _fit_to_lines(row, metric)
     for panel, axis in zip(panels[-1], columns, strict=True):
         panel.set_xlabel(axis.label)
     _add_legend(figure, groups)
@@ -156,6 +158,24 @@ def _draw_panel(
     panel.grid(color="#D8DDE3", linewidth=0.6)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _fit_to_lines(row: Sequence[Axes], metric: Axis) -> None:
+    """Let lines, not the bands around them, say what a row of panels shows."""
+    found = [
+        np.asarray(line.get_ydata(), dtype="float64")
+        for panel in row
+        for line in panel.lines
+    ]
+    values = np.concatenate(found) if found else np.empty(0)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return
+    room = 0.05 * (np.ptp(values) or 1.0)
+    low, high = values.min() - room, values.max() + room
+    if "accuracy" in metric.variable:
+        low, high = max(low, 0.0), min(high, 1.0 + room)
+    row[0].set_ylim(low, high)
 
 
 def _add_legend(figure: Figure, groups: Sequence[Group]) -> None:

@@ -92,6 +92,9 @@ _IDENTITY = ("dataset", "model", "partition")
 _MAX_GRID = 400
 
 
+_NO_DELAY = "no delay"
+
+
 def group_runs(ds: xr.Dataset) -> tuple[Group, ...]:
     """Split the runs of a combined dataset into groups that differ only in their seed.
 
@@ -121,7 +124,8 @@ def group_runs(ds: xr.Dataset) -> tuple[Group, ...]:
         for run in runs:
             key = tuple(_label(name, values[name][run]) for name in differing)
             members.setdefault(key, []).append(run)
-        for dash, (key, group) in enumerate(members.items()):
+        ordered = sorted(members.items(), key=lambda item: _NO_DELAY not in item[0])
+        for dash, (key, group) in enumerate(ordered):
             label = " · ".join((f"{algorithm} {mode}", *key))
             groups.append(Group(label, tuple(group), colour, dash))
     return tuple(groups)
@@ -187,7 +191,7 @@ def _label(name: str, value: object) -> str:
         return str(value)
     section, _, short = name.removeprefix("config.").rpartition(".")
     if section == "delays":
-        return "no delay" if value != value else f"delay of {short}: {value:g} s"
+        return _NO_DELAY if value != value else f"delay of {short}: {value:g} s"
     if not isinstance(value, float):
         return f"{short}={value}"
     return f"no {short}" if np.isnan(value) else f"{short}={value:g}"

@@ -17,11 +17,6 @@ function extent(metric, log) {
         widen(x, xs[i]); widen(y, v);
       });
     }
-    const mean = group.mean[metric][state.axis];
-    if (mean.half && !log) mean.y.forEach((v, i) => {
-      if (v === null || mean.half[i] === null) return;
-      widen(y, Math.max(v - mean.half[i], 0)); widen(y, v + mean.half[i]);
-    });
   }
   return Number.isFinite(x[0]) && Number.isFinite(y[0]) ? { x, y } : null;
 }
@@ -43,6 +38,7 @@ function scales(metric, width, height, log) {
   const plotHeight = height - margin.top - margin.bottom;
   return {
     margin, plotWidth, plotHeight,
+    inside: (v) => Math.min(Math.max(v, low), high),
     px: (v) => margin.left + ((v - start) / (end - start)) * plotWidth,
     py: (v) => margin.top + (1 - (f(v) - f(low)) / (f(high) - f(low) || 1)) * plotHeight,
     value: (p) => start + ((p - margin.left) / plotWidth) * (end - start),
@@ -81,7 +77,7 @@ function draw(figure, metric) {
     const mean = group.mean[metric.key][axis.key];
     if (!mean.half) continue;
     const floor = s.margin.top + s.plotHeight;
-    make("path", { class: "band", d: band(mean, s.px, s.py, log, floor), fill: colour(group), "fill-opacity": 0.16 }, svg);
+    make("path", { class: "band", d: band(mean, s.px, (v) => s.py(s.inside(v)), log, floor), fill: colour(group), "fill-opacity": 0.16 }, svg);
   }
   for (const group of groups) {
     const { stepped, half } = group.mean[metric.key][axis.key];
