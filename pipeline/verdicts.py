@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 import xarray as xr
 
-from pipeline.alignment import budget_named, last_budgets
+from pipeline.alignment import budget_named, evaluations, last_budgets
 from pipeline.comparisons import common_budget, difference_at
 from pipeline.estimates import MIN_PAIRS, Estimate, LeftOut
 from pipeline.pairing import Pairs, pair_runs
@@ -134,7 +134,17 @@ def _at_equal(
     at = common_budget(ds, (*pairs.first, *pairs.second), budget)
     if math.isnan(at):
         return f"No figure at equal {label}: no run used its own budget up.", None
+    curves = evaluations(ds, "test_accuracy", budget)
+    for name, runs in zip(names, (pairs.first, pairs.second), strict=True):
+        if any(_only_started(curves[run][0], at) for run in runs):
+            why = f"by then {name} had been evaluated at its start only"
+            return f"No figure at equal {label} ({at:,.6g}): {why}.", None
     return _difference(ds, pairs, names, budget, at, f"at equal {label} ({at:,.6g})")
+
+
+def _only_started(budgets: np.ndarray, at: float) -> bool:
+    """Whether a run that trained on has no evaluation up to ``at`` but its first."""
+    return len(budgets) > 1 and not ((budgets > 0) & (budgets <= at)).any()
 
 
 def _at_their_ends(ds: xr.Dataset, pairs: Pairs, names: tuple[str, str]) -> Found:

@@ -167,7 +167,10 @@ class StopAt:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_resume__goes_on_after_an_interruption(mode, form, tiny, tmp_path) -> None:
+def test_resume__goes_on_after_an_interruption(
+    mode, form, tiny, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("pipeline.asynchronous.TELL_S", 0.0)
     flags = FLAGS | FORMS[form] | {"mode": mode, "eval_every": 4}
     stop = StopAt(8)
     cut = train(tiny(**flags), results=tmp_path, progress=stop, stop=stop.event)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 import time
 
@@ -96,7 +98,7 @@ def at_first(monkeypatch) -> list[int]:
             found.append(len(cluster.workers()))
             yield cluster
 
-    monkeypatch.setattr("pipeline.train.open_cluster", opened)
+    monkeypatch.setattr("pipeline.running.open_cluster", opened)
     return found
 
 
@@ -179,7 +181,7 @@ def test_fetch__an_answer_that_left_with_its_worker_is_not_waited_for() -> None:
     ):
         future = client.submit(sum, [1, 2], pure=False)
         assert fetch(client, [future]) == [3]
-        cluster.workers[0].process.process.kill()  # no time to hand anything over
+        os.kill(cluster.workers[0].process.pid, signal.SIGKILL)  # hands nothing over
         cluster.scale(0)
         _when(lambda: cluster.scheduler.workers, 0)
         with pytest.raises(AnswerLost, match=r"within 0\.5 s"):

@@ -159,3 +159,16 @@ def test_aim__is_none_where_all_runs_start_at_what_they_reach(combined):
     assert np.isnan(aim_of(ds, (0, 1)).target)
     (one,) = said(ds)
     assert "No figure about the time to a target" in one.sentences[0]
+
+
+def test_verdict__no_figure_where_a_side_had_only_been_evaluated_at_its_start(combined):
+    runs = [("nd-cao", "sync", seed, {"n_evals": 2}) for seed in range(3)]
+    runs += [("sgd", "sync", seed) for seed in range(3)]
+    ds = combined(*runs)
+    ds["n_samples"] = ds["n_samples"].where(
+        ds["algorithm"] != "nd-cao", ds["n_samples"] * 1_000
+    )
+    (one,) = said(ds, {"val_accuracy": 0.6})
+    text = next(s for s in one.sentences if "at equal samples" in s)
+    assert text.startswith("No figure at equal samples seen (")
+    assert text.endswith("by then nd-cao sync had been evaluated at its start only.")
