@@ -17,7 +17,7 @@ import numpy as np
 
 COMMAND = "python benchmarks/pipelined.py"
 GOAL = 0.8
-BLOCKS = [r"1\..*", r"3\..*", r"5\..*", r"(7|9)\..*"]  # the last with the output layer
+BLOCKS = [r"fc1\..*", r"fc2\..*", r"fc3\..*", r"(fc4|out)\..*"]  # the last with the outputs
 
 
 def main() -> None:

@@ -49,6 +49,8 @@ class HeldModule:
         self.first_theta = self.theta.clone()
         self.first_buffers = self.buffers.clone()
         self._at_once = samples_at_once(self.module, self.device.type)
+        # What θ was copied from last, and torch's count of the writes to it by then.
+        self._set: tuple[Tensor, int] | None = None
         self._lock = threading.RLock()
 
     def copy(self, params: Tensor, buffers: Tensor | None = None) -> nn.Module:
@@ -75,7 +77,13 @@ class HeldModule:
             buffers = self.first_buffers
         check_flat("buffers", buffers, self.layout.n_buffers)
         with self._lock:
-            self.theta.copy_(params)
+            if (
+                self._set is None
+                or self._set[0] is not params
+                or (self._set[1] != params._version)
+            ):
+                self.theta.copy_(params)
+                self._set = params, params._version
             if self.layout.n_buffers:
                 self.buffers.copy_(buffers)
             yield

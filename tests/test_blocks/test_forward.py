@@ -317,3 +317,13 @@ def test_flat_model__cuda_agrees_with_the_cpu():
         thetas[0].cuda(), x.cuda(), torch.arange(4).cuda(), cross_entropy
     )
     assert seeded[1].device.type == "cuda"
+
+
+def test_forward__sees_values_that_were_written_over() -> None:
+    model = FlatModel(nn.Linear(2, 3, bias=False))
+    theta, x = torch.zeros(6), torch.ones(1, 2)
+    assert model.forward(theta, x).tolist() == [[0.0, 0.0, 0.0]]
+    theta += 1.0
+    assert model.forward(theta, x).tolist() == [[2.0, 2.0, 2.0]]
+    theta[:2] = 0.0
+    assert model.forward(theta, x).tolist() == [[0.0, 2.0, 2.0]]
