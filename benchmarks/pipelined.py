@@ -17,7 +17,12 @@ import numpy as np
 
 COMMAND = "python benchmarks/pipelined.py"
 GOAL = 0.8
-BLOCKS = [r"fc1\..*", r"fc2\..*", r"fc3\..*", r"(fc4|out)\..*"]  # the last with the outputs
+BLOCKS = [
+    r"fc1\..*",
+    r"fc2\..*",
+    r"fc3\..*",
+    r"(fc4|out)\..*",
+]  # the last with the outputs
 
 
 def main() -> None:
