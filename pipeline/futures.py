@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 # record, start, end, and by block the credit of activity perturbation
 Publication = tuple[LossRecord, float, float, dict[int, np.ndarray]]
 
+NOT_YET = object()  # what an update must see is not on its way
+
 UPDATE_PRIORITY = 1  # updates are short and unblock the next score
 
 
@@ -75,7 +77,7 @@ class FuturesExecutor:
             board.publish(last)
         self._newest = -1 if last is None else last.version  # known to be published
         self._published: dict[int, Future[Any]] = {}  # the publication under way
-        self._credited: Future[Any] | None = None  # the newest that is done
+        self._credited: Publication | None = None  # the newest that is done
         self._activity = noise_of(config.algorithm) is not None
         self._shares: dict[int, tuple[ScoreTask, list[Future[Any]], set[str]]] = {}
         self._held: list[UpdateTask] = []
@@ -120,16 +122,10 @@ class FuturesExecutor:
         ancestor on the scheduler. The group's worker takes them in order; one that
         finds other states than it needs answers "missed".
         """
-        if task.at_least > self._newest and task.at_least not in self._published:
-            self._held.append(task)  # that publication is not submitted yet
+        after = self._after(task)
+        if after is NOT_YET:
+            self._held.append(task)
             return
-        pending = task.at_least > self._newest
-        after = self._published[task.at_least] if pending else None
-        if self._activity and after is None:
-            if self._credited is None:  # resumed: the next publication brings credit
-                self._held.append(task)
-                return
-            after = self._credited
         self._submit(
             task,
             update_group,
@@ -141,6 +137,21 @@ class FuturesExecutor:
             priority=UPDATE_PRIORITY,
             **self._roster.place(self._slots[task.group]),
         )
+
+    def _after(self, task: UpdateTask) -> Any:
+        """What an update comes after: a publication under way, or what one brought.
+
+        The credit of a version that is published goes along as data: its worker may be
+        gone. A resumed run has none until its next publication.
+        """
+        if task.at_least > self._newest:
+            return self._published.get(task.at_least, NOT_YET)
+        if not self._activity:
+            return None
+        if self._credited is None:
+            return next(iter(self._published.values()), NOT_YET)
+        record, start, end, credit = self._credited
+        return record, start, end, {node: credit[node] for node in task.nodes}
 
     def submit_score(self, task: ScoreTask) -> None:
         """Queue a score's shares, one future a worker, and its publication in turn."""
@@ -205,7 +216,7 @@ class FuturesExecutor:
         if isinstance(task, ScoreTask):
             record, start, end, _ = value
             if self._activity and task.version > self._newest:
-                self._credited = self._published[task.version]
+                self._credited = value
             self._newest = max(self._newest, task.version)
             self._publish_next()
             return ScoreDone(task, record, start, end)

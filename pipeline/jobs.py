@@ -45,6 +45,7 @@ class JobDone:
     times: tuple[tuple[float, float], ...]  # (start, end) of each step, run's clock
     counters: Counters = field(default_factory=Counters)
     worker: str = ""
+    moved: bool = False  # Dask gave it to another worker, as its own was gone
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,11 @@ class DaskJobs:
         where = self._roster.place(self._slot[job.node])
         unique = f"{self.spec.run_id}-{self._nonce}-{self._count}"
         key = f"update-n{job.node}-s{job.step}-{unique}"
-        future = self.client.submit(run_on_worker, self.spec, job, key=key, **where)
-        self._pending.add(future, job, where["workers"])
+        bound = where["workers"]
+        future = self.client.submit(
+            run_on_worker, self.spec, job, bound, key=key, **where
+        )
+        self._pending.add(future, job, bound)
 
     def poll(self, timeout_s: float) -> list[JobDone | JobLost]:
         """Answers since the last call."""
@@ -60,9 +63,10 @@ class DaskJobs:
         return replace(done, worker=names.get(done.worker, done.worker))
 
 
-def run_on_worker(spec: RunSpec, job: Job) -> JobDone:
-    """Run a job inside a Dask task."""
+def run_on_worker(spec: RunSpec, job: Job, bound: list[str]) -> JobDone:
+    """Run a job inside a Dask task that is bound to some workers, while they live."""
     done = run_job(context_of(spec), job)
     for i, (start, end) in enumerate(done.times):
         log_update(spec.run_id, job.node, job.step + i, start, end)
-    return replace(done, worker=get_worker().address)
+    here = get_worker().address
+    return replace(done, worker=here, moved=here not in bound)

@@ -149,6 +149,7 @@ class ReplicaCoordinator:
             self.n_reruns += 1
             self.executor.submit(job)
             return
+        self.n_reruns += done.moved
         del self.running[job.node]
         self._fold(job, done)
 

@@ -154,6 +154,19 @@ def test_async__a_killed_worker_process_leaves_a_run_that_replays(
     assert replays(ds)
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_async__outlives_the_death_of_all_workers_at_once(
+    tiny, shared, kill_at, tmp_path
+) -> None:
+    flags = FLAGS | {"mode": "async", "budget": {"steps": 60}, "delays": {1: 0.02}}
+    killed = kill_at(15, every=True)
+    ds = train(tiny(**flags, cluster=shared), results=tmp_path)
+    assert killed
+    assert ds.attrs["status"] == "complete"
+    assert replays(ds)
+
+
 class StopAt:
     """A progress watcher that interrupts the run at a round."""
 
@@ -222,3 +235,20 @@ def test_pipelined__is_not_in_the_id_of_a_synchronous_run(tiny) -> None:
         tiny(**FLAGS, mode="async", **form).mathematics() for form in FORMS.values()
     ]
     assert json.dumps(free[0]) != json.dumps(free[1])
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_async__stopped_on_a_cluster_it_is_resumed_on_one(
+    n_workers, tiny, shared, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("pipeline.asynchronous.TELL_S", 0.0)
+    cluster = shared | {"workers": n_workers}
+    flags = FLAGS | {"mode": "async", "eval_every": 4, "budget": {"steps": 60}}
+    stop = StopAt(8)
+    config = tiny(**flags, delays={1: 0.02}, cluster=cluster)
+    cut = train(config, results=tmp_path, progress=stop, stop=stop.event)
+    assert cut.attrs["status"] == "interrupted"
+    ds = resume(cut.attrs["run_id"], results=tmp_path, cluster=cluster)
+    assert ds.attrs["status"] == "complete"
+    assert replays(ds)

@@ -262,6 +262,7 @@ def test_async__killed_worker_processes_leave_a_run_that_replays(
     ds = train(config, results=tmp_path)
     assert len(killed) == 2
     assert ds.attrs["status"] == "complete"
+    assert ds.attrs["n_reruns"] >= 1
     taken = pairs(ds)
     assert len(taken) == len(set(taken)) == 180
     if kind == "nosync":
