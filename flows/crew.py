@@ -18,6 +18,7 @@ from prefect.exceptions import PrefectException
 from flows.artifacts import publish_markdown, slug
 from flows.bar import BarArtifact
 from flows.batch import Batch
+from flows.errors import may_pass
 from flows.lending import Lender, reopened
 from flows.outcome import answer_of
 from flows.stopping import StopRequest
@@ -221,8 +222,7 @@ class Crew:
         else:
             self.batch.note(run, answer)
             self._tries[run.name] += 1
-            fault = isinstance(answer, RuntimeError | OSError)
-            if fault and self._tries[run.name] <= self.retries:
+            if may_pass(answer) and self._tries[run.name] <= self.retries:
                 self._queue.append(run)
 
     def _give_up(self, error: BaseException) -> None:

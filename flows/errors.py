@@ -25,6 +25,11 @@ def exit_code(error: BaseException) -> int:
     return EXIT_USAGE if isinstance(error, _BAD_INPUT) else EXIT_FAILED
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether a second try may help: a lost worker, disk or API, not bad input."""
+    return isinstance(error, Exception) and exit_code(error) == EXIT_FAILED
+
+
 def describe(error: BaseException) -> str:
     """Return the message of ``error`` on one line, with advice where it brings none."""
     if hasattr(error, "errors") and hasattr(error, "error_count"):

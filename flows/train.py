@@ -20,7 +20,7 @@ from prefect.states import Cancelled, Failed
 
 from flows.artifacts import ProgressArtifact, add_tags, parameter, slug
 from flows.environment import default_results
-from flows.errors import EXIT_FAILED, exit_code
+from flows.errors import may_pass
 from flows.outcome import Unfinished, answer_of, diverged
 from flows.reporting import report_run_task
 from flows.stopping import StopRequest, stop_on_signals
@@ -64,12 +64,9 @@ def _nothing(_: Progress) -> None:
 
 
 def _worth_resuming(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Try once more after a lost cluster or disk, not after what the user must mend."""
+    """Try once more after what may pass, not after what the user must mend."""
     error = state.result(raise_on_failure=False)
-    if isinstance(error, NoLease | RunIsLocked):
-        return False
-    expected = isinstance(error, RuntimeError | OSError)
-    return expected and exit_code(error) == EXIT_FAILED
+    return not isinstance(error, NoLease | RunIsLocked) and may_pass(error)
 
 
 @task(

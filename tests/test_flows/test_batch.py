@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import types
 
+import httpx
 import pytest
+from distributed import KilledWorker
 from distributed.comm import CommClosedError
 
 from flows import lending
@@ -199,6 +201,27 @@ def test_give_up__names_what_failed_but_not_what_was_stopped(
     crew._give_up(RuntimeError("no scheduler"))
     assert list(batch.errors) == ([] if stopped else [run.name for run in runs])
     assert len(batch.without_store()) == len(runs)
+
+
+@pytest.mark.parametrize(
+    ("error", "tried_again"),
+    [
+        (httpx.ReadTimeout("the API was busy"), True),
+        (KilledWorker("task", types.SimpleNamespace(address="a"), 3), True),
+        (OSError("disk"), True),
+        (ValueError("`steps` must be ≥ 1"), False),
+    ],
+)
+def test_note__tries_again_what_may_pass(error, tried_again, plan_of, tmp_path) -> None:
+    run, *_ = plan_of("dataset: digits").runs()
+    batch = Batch("x", tmp_path, [].append, [run])
+    crew = Crew(batch, ClusterConfig(), StopRequest(), bar=None, retries=1)
+    crew._note(run, error)
+    assert list(crew._queue) == ([run] if tried_again else [])
+    crew._queue.clear()
+    crew._note(run, error)  # the second try has failed as well
+    assert not crew._queue
+    assert list(batch.errors) == [run.name]
 
 
 def test_want__asks_only_for_what_has_changed(lender) -> None:

@@ -73,6 +73,7 @@ def test_experiment__every_run_is_a_child_and_is_kept_once(batch, home) -> None:
     state, parent = batch(BATCH)
     assert state.is_completed()
     answer = state.result()
+    assert not answer["failed"]
     assert [row["status"] for row in answer["rows"]] == ["complete"] * 4
     names = {row["run"] for row in answer["rows"]}
     children = children_of(parent)
@@ -134,6 +135,7 @@ def test_experiment__waits_for_a_run_that_another_process_trains(
     monkeypatch.setattr(pipeline.train, "is_locked", is_locked)
     state, _ = batch(BATCH)
     assert asked[0]
+    assert not state.result()["failed"]
     assert [row["status"] for row in state.result()["rows"]] == ["complete"] * 4
 
 
@@ -150,6 +152,7 @@ def test_experiment__an_adaptive_cluster_is_asked_for_less_as_runs_end(
 
     monkeypatch.setattr(Cluster, "want", want)
     state, _ = batch(BATCH, cluster=ClusterConfig(adapt=(1, 2)))
+    assert not state.result()["failed"]
     assert [row["status"] for row in state.result()["rows"]] == ["complete"] * 4
     assert wanted[0] == 4
     assert wanted[-1] <= 1
@@ -160,6 +163,7 @@ def test_experiment__runs_in_this_process_need_no_cluster(batch, monkeypatch) ->
     monkeypatch.setattr("flows.crew.open_cluster", None)
     text = BATCH.replace("by_layer", "by_layer, cluster: {kind: in-process}")
     state, _ = batch(text.replace("[nd-cao, sgd]", "[nd-cao]"))
+    assert not state.result()["failed"]
     assert [row["status"] for row in state.result()["rows"]] == ["complete"] * 2
 
 
@@ -209,6 +213,7 @@ def test_experiment__what_prefect_forgets_is_taken_from_the_store(
 
     monkeypatch.setattr(Crew, "_child", forgetful)
     state, _ = batch(BATCH.replace("[nd-cao, sgd]", "[nd-cao]"), retries=0)
+    assert not state.result()["failed"]
     assert [row["status"] for row in state.result()["rows"]] == ["complete"] * 2
 
 
@@ -223,6 +228,7 @@ def test_experiment__runs_over_tls_on_workers_of_dask_commands(
     )
     state, _ = batch(BATCH, cluster=cluster)
     assert processes.address.startswith("tls://")
+    assert not state.result()["failed"]
     assert [row["status"] for row in state.result()["rows"]] == ["complete"] * 4
     used = [open_run(s) for s in (home / "kept" / "tiny").glob("*.zarr")]
     assert {name for ds in used for name in ds.attrs["worker_names"]} <= {
