@@ -66,7 +66,7 @@ def combine_runs(paths: Iterable[str | Path], partial: bool = False) -> xr.Datas
     """Combine run stores into one dataset over a ``run`` dimension.
 
     Variables over ``run`` alone are in memory. Those over ``eval``, ``update`` and
-    ``score`` are Dask arrays of one chunk a run, read when they are needed; `loaded`
+    ``score`` are Dask arrays of a few runs a chunk, read when they are needed; `loaded`
     reads those over ``eval`` at once. Runs may differ in length: shorter ones are
     padded with NaN (-1 for integers), and ``n_evals``, ``n_updates``, ``n_scores`` keep
     each run's own length. Parameters stay in the runs' stores.

@@ -33,6 +33,8 @@ COMBINED = tuple(
     if v.required and len(v.dims) == 1 and v.dims[0] in RAGGED
 )
 _LISTS = ("chunks", "variables")
+_BLOCK_BYTES = 2**16  # of rows that are read together
+_MOST_RUNS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +114,27 @@ def padded(values: np.ndarray, length: int) -> np.ndarray:
 
 
 def lazy_rows(runs: Sequence[RunArrays], name: str, length: int) -> Any:
-    """Return a (run, length) Dask array that reads a run's row when it is needed."""
+    """Return a (run, length) Dask array that reads runs' rows when they are needed.
+
+    Short rows are read several runs at a time: a task a row would cost about as much
+    as the reading.
+    """
     import dask.array as da
 
     dtype = np.dtype(VARIABLES[name].dtype)
 
     def load(block: np.ndarray) -> np.ndarray:
-        values = _read(Path(block[0]), name).astype(dtype, copy=False)
-        return padded(values, length)[None]
+        rows = (_read(Path(path), name).astype(dtype, copy=False) for path in block)
+        return np.stack([padded(row, length) for row in rows])
 
     paths = np.array([str(run.path) for run in runs])
-    return da.from_array(paths, chunks=1, name=False).map_blocks(
+    at_once = min(_MOST_RUNS, max(1, _BLOCK_BYTES // (length * dtype.itemsize or 1)))
+    blocks = da.from_array(paths, chunks=at_once, name=False)
+    return blocks.map_blocks(
         load,
         dtype=dtype,
         new_axis=1,
-        chunks=((1,) * len(runs), (length,)),
+        chunks=(blocks.chunks[0], (length,)),
         meta=np.empty((0, 0), dtype=dtype),
     )
 

@@ -50,9 +50,23 @@ def test_combine_runs__reads_ragged_variables_only_when_needed(
 ):
     ds = combine_runs(write_demo_runs(tmp_path, n_seeds=1))
     for name in ("start_s", "score_loss", "test_accuracy"):
-        assert ds[name].chunksizes["run"] == (1, 1, 1)
+        assert ds[name].chunks is not None
     assert ds["final_test_accuracy"].chunks is None
     assert "params" not in ds
+
+
+@pytest.mark.parametrize("most", [1, 2, 32])
+def test_combine_runs__long_rows_are_read_by_themselves(
+    most, tmp_path, write_demo_runs, monkeypatch
+):
+    paths = write_demo_runs(tmp_path, n_seeds=1)
+    whole = combine_runs(paths).compute()
+    monkeypatch.setattr("pipeline.run_arrays._MOST_RUNS", most)
+    ds = combine_runs(paths)
+    assert max(ds["test_accuracy"].chunksizes["run"]) == min(most, 3)
+    xr.testing.assert_identical(ds.compute(), whole)
+    monkeypatch.setattr("pipeline.run_arrays._BLOCK_BYTES", 1)
+    assert combine_runs(paths)["start_s"].chunksizes["run"] == (1, 1, 1)
 
 
 def test_loaded__reads_the_evaluations_and_leaves_the_updates(
