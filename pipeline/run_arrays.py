@@ -118,7 +118,7 @@ def lazy_rows(runs: Sequence[RunArrays], name: str, length: int) -> Any:
     """Return a (run, length) Dask array that reads runs' rows when they are needed.
 
     Short rows are read several runs at a time, as a task a row would cost about as much
-    as its reading. A run that is not selected is not read.
+    as its reading. Slices (``isel``) read only the runs they take.
     """
     import dask.array as da
 
