@@ -117,47 +117,27 @@ def padded(values: np.ndarray, length: int) -> np.ndarray:
 def lazy_rows(runs: Sequence[RunArrays], name: str, length: int) -> Any:
     """Return a (run, length) Dask array that reads runs' rows when they are needed.
 
-    Short rows are read several runs at a time, as a task a row would cost about as much
-    as its reading. Slices (``isel``) read only the runs they take.
+    Short rows are read several runs at a time: a task a row would cost about as much
+    as its reading.
     """
     import dask.array as da
 
-    rows = _Rows([run.path for run in runs], name, length)
-    at_once = min(_MOST_RUNS, max(1, _BLOCK_BYTES // (length * rows.dtype.itemsize)))
-    return da.from_array(
-        rows, (at_once, length), name=False, asarray=False, fancy=False, meta=rows.meta
+    dtype = np.dtype(VARIABLES[name].dtype)
+
+    def load(block: np.ndarray) -> np.ndarray:
+        rows = _read_all([Path(path) for path in block], name)
+        return np.stack([padded(row.astype(dtype, copy=False), length) for row in rows])
+
+    at_once = min(_MOST_RUNS, max(1, _BLOCK_BYTES // max(1, length * dtype.itemsize)))
+    paths = np.array([str(run.path) for run in runs])
+    blocks = da.from_array(paths, chunks=at_once, name=False)
+    return blocks.map_blocks(
+        load,
+        dtype=dtype,
+        new_axis=1,
+        chunks=(blocks.chunks[0], (length,)),
+        meta=np.empty((0, 0), dtype=dtype),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """A (run, length) array in the stores of the runs; slicing reads what it takes."""
-
-    paths: Sequence[Path]
-    name: str
-    length: int
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(VARIABLES[self.name].dtype)
-
-    @property
-    def meta(self) -> np.ndarray:
-        return np.empty((0, 0), self.dtype)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.paths), self.length
-
-    @property
-    def ndim(self) -> int:
-        return 2
-
-    def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
-        runs, columns = key
-        values = _read_all(self.paths[runs], self.name)
-        rows = [padded(v.astype(self.dtype, copy=False), self.length) for v in values]
-        return np.stack(rows)[:, columns]
 
 
 def lazy_variable(store: Path, name: str) -> Any:
