@@ -95,13 +95,14 @@ def main() -> None:
     options = parsed(parser)
     from pipeline.store import ingest
 
-    lines = []
     with tempfile.TemporaryDirectory(prefix="ndcao-straggler-") as name:
         folder = Path(name)
         store = ingest("mnist", source=options.mnist, store=folder / "mnist.zarr").path
-        for method in METHODS:
-            if method.name in options.only:
-                lines.append(ratio(method, store, folder, options))
+        lines = [
+            ratio(method, store, folder, options)
+            for method in METHODS
+            if method.name in options.only
+        ]
     for line in lines:
         print(json.dumps(line))
 

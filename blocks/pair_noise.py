@@ -22,6 +22,11 @@ class WeightNoise:
     dense: Tensor | None  # (n_pairs, o, i), then q = 0
     std: float  # σ of ``dense``
 
+    def to(self, dtype: torch.dtype) -> WeightNoise:
+        """The same, rounded."""
+        dense = None if self.dense is None else self.dense.to(dtype)
+        return WeightNoise(self.left.to(dtype), self.right.to(dtype), dense, self.std)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Outer:

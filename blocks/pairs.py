@@ -33,7 +33,7 @@ class _Layer:
         if n_more == 0:
             products[:, :, width // 2 :].neg_()
             return products
-        rows = torch.ones((c, q + n_more, width), device=products.device)
+        rows = products.new_ones((c, q + n_more, width))
         rows[:, :q] = products
         rows[:, : q + 1, width // 2 :].neg_()
         return rows
@@ -54,9 +54,18 @@ class Pairs:
         structure is used.
     layout : places of its parameters in θ.
     probes : K = 2·n_pairs joint probes.
+    dtype : in which products and activations are kept; parameters and perturbations are
+        drawn and joined in float32 before.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout, probes: JointProbes) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: Layout,
+        probes: JointProbes,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._dtype = dtype
         self.n_pairs = probes.n_pairs
         self._parts = tuple(leaves(module))
         centre, noise = probes.centre(), place_noise(probes)
@@ -76,11 +85,13 @@ class Pairs:
                     shift = noise.of_entries(segments[1]).unsqueeze(2)
                     columns += [shift, values[1][:, None].expand_as(shift)]
                 self._layers[index] = _Layer(
-                    aligned(values[0]), weight_noise, torch.cat(columns, dim=2)
+                    aligned(values[0]).to(dtype),
+                    weight_noise.to(dtype),
+                    torch.cat(columns, dim=2).to(dtype),
                 )
 
     def logits(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (pairs, (c, n_classes, 2n) logits) on inputs x (n, C, H, W).
+        """Yield (pairs, (c, n_classes, 2n) float32 logits) on inputs x (n, C, H, W).
 
         How many pairs come at a time follows from the shapes alone.
         """
@@ -91,7 +102,7 @@ class Pairs:
                 break
             shared = shared if isinstance(part, nn.Flatten) else part(shared)
             first += 1
-        shared = shared.T  # (i, n)
+        shared = shared.T.to(self._dtype)  # (i, n)
         layer = self._layers[first]
         base = layer.weight @ shared  # (o, n)
         at_once = self._at_once(len(x), x.device.type)
@@ -106,7 +117,7 @@ class Pairs:
                     hidden.relu_()
                 else:
                     hidden = part(hidden)
-            yield chunk, hidden
+            yield chunk, hidden.float()
 
     def _at_once(self, n: int, device_type: str) -> int:
         widest = max(layer.weight.shape[0] for layer in self._layers.values())
@@ -126,7 +137,7 @@ def _first(layer: _Layer, chunk: slice, base: Tensor, shared: Tensor) -> Tensor:
         product = (noise.dense[chunk].reshape(c * o, len(shared)) @ shared).view(
             c, o, n
         )
-        both = torch.empty((c, o, 2, n), device=base.device)
+        both = base.new_empty((c, o, 2, n))
         torch.add(base, product, alpha=noise.std, out=both[:, :, 0])
         torch.sub(base, product, alpha=noise.std, out=both[:, :, 1])
         hidden = both.view(c, o, 2 * n)

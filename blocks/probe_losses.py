@@ -13,6 +13,7 @@ from blocks.forward import FlatModel
 from blocks.joint_probes import JointProbes
 from blocks.losses import LossFunction, cross_entropy
 from blocks.pairs import Pairs
+from blocks.precision import products_in
 
 PROBES_AT_ONCE = 64  # parameter vectors written out at a time; even
 
@@ -26,6 +27,7 @@ def probe_losses(
     loss_function: LossFunction,
     form: Form = "auto",
     buffers: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[int, BatchLosses]]:
     """Yield (first probe, function of a batch): losses of some probes at a time.
 
@@ -40,6 +42,7 @@ def probe_losses(
     form : "pairs" (perceptrons: nothing is written out), a form of
         ``FlatModel.logits_many``, or "auto" (``batched.best_probe_form``).
     buffers : (B,) float32, shared by all probes; ``None``: the initial ones.
+    dtype : in which products are taken; logits and losses are float32.
 
     Raises
     ------
@@ -50,7 +53,7 @@ def probe_losses(
         form = best_probe_form(model.module, model.device.type, n_probes)
     check_form(form, model.module)
     if form == "pairs":
-        pairs = Pairs(model.module, model.layout, probes)
+        pairs = Pairs(model.module, model.layout, probes, dtype)
         yield 0, lambda x, targets: _pair_sums(pairs, x, targets, loss_function)
         return
     half = PROBES_AT_ONCE // 2
@@ -58,7 +61,8 @@ def probe_losses(
         points = probes.points(start, start + half)
 
         def sums(x: Tensor, targets: Tensor, points: Tensor = points) -> Tensor:
-            many = model.logits_many(points, x, form, buffers)
+            with products_in(dtype, x.device.type):
+                many = model.logits_many(points, x, form, buffers).float()
             with torch.no_grad():
                 return torch.stack(
                     [loss_function(one, targets).double().sum() for one in many]

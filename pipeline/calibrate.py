@@ -12,6 +12,7 @@ from blocks.algorithm import Message
 from blocks.batched import Form, is_perceptron
 from blocks.joint_probes import draw_probes
 from blocks.partition import split
+from blocks.precision import dtype_of
 from blocks.probe_losses import probe_losses
 from pipeline.config import RunConfig
 from pipeline.context import Context, RunSpec
@@ -127,8 +128,9 @@ def _score(context: Context, form: Form) -> None:
         context.model.n_params,
         context.device,
     )
+    dtype = dtype_of(context.config.precision)
     for _, losses in probe_losses(
-        context.model, probes, context.loss_function, form, context.buffers
+        context.model, probes, context.loss_function, form, context.buffers, dtype
     ):
         for inputs, targets in context.data.batches("loss", [0], 0):
             losses(inputs, targets)

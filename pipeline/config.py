@@ -18,6 +18,7 @@ from pydantic import (
 
 from blocks import ALGORITHMS
 from blocks.dotted import is_dotted
+from blocks.precision import Precision
 from pipeline.cluster_config import ClusterConfig as ClusterConfig
 from pipeline.cluster_config import moved
 from pipeline.config_rules import check_consistent
@@ -102,6 +103,7 @@ class RunConfig(Section):
     threads: Count = 1
     device: Literal["cpu", "cuda"] = "cpu"
     evaluation_form: Literal["auto", "loop", "vmap", "bmm", "pairs"] = "auto"
+    precision: Precision = "float32"  # of products while probes and points are scored
     pipelined: bool = False  # activity perturbation: each worker keeps its layers
     experiment: str = "default"
     cluster: ClusterConfig = ClusterConfig()
@@ -158,6 +160,8 @@ class RunConfig(Section):
         ]
         if self.barrier:
             left_out += ["delays", "own_worker", "latency_s", "pipelined"]
+        if self.precision == "float32":
+            left_out.append("precision")
         for name in left_out:
             data.pop(name)
         if not self.barrier:

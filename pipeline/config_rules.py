@@ -40,12 +40,29 @@ def check_consistent(config: RunConfig) -> None:
             "`device` must be cuda when `cluster.kind` is cuda; got "
             f"{config.device}. Use --device cuda."
         )
+    _check_precision(config)
     _check_replicas(config)
     _check_pipelined(config)
     if config.custom_blocks and config.blocks not in (None, "custom"):
         raise ValueError(
             "`custom_blocks` must come with `blocks: custom`; got "
             f"{config.blocks!r}. Drop one of the two."
+        )
+
+
+def _check_precision(config: RunConfig) -> None:
+    algorithm = config.algorithm
+    if config.precision == "float32":
+        return
+    if not algorithm.scored or noise_of(algorithm) is not None:
+        why = (
+            "whose noise on activations it would swallow"
+            if algorithm.scored
+            else "which scores nothing"
+        )
+        raise ValueError(
+            f"`precision` must be float32 with algorithm {algorithm.kind}, {why}; got "
+            f"{config.precision}. Leave it out."
         )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from blocks.algorithm import Message
 from blocks.joint_probes import draw_probes
 from blocks.partition import split
+from blocks.precision import dtype_of, products_in
 from blocks.probe_losses import BatchLosses, probe_losses
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def _losses(
     context: Context, messages: Mapping[int, Message], steps: Sequence[int]
 ) -> Iterator[tuple[int, BatchLosses]]:
     """(first probe, function of a batch → losses), a few probes at a time."""
+    dtype = dtype_of(context.config.precision)
     if context.algorithm.n_probes > 1:
         probes = draw_probes(
             context.algorithm,
@@ -133,14 +135,15 @@ def _losses(
         )
         form = context.config.evaluation_form
         yield from probe_losses(
-            context.model, probes, context.loss_function, form, context.buffers
+            context.model, probes, context.loss_function, form, context.buffers, dtype
         )
         return
     point = context.join([messages[node].point for node in range(context.n_nodes)])
 
     def alone(inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = context.model.forward(point, inputs, context.buffers)
+            with products_in(dtype, inputs.device.type):
+                logits = context.model.forward(point, inputs, context.buffers).float()
             return context.loss_function(logits, targets).double().sum().reshape(1)
 
     yield 0, alone

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import pickle
 
@@ -12,13 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from blocks.activity import ActivityModel, ActivityNoise, check_blocks
-from blocks.activity_links import apply
+from blocks.activity import ActivityModel, ActivityNoise
 from blocks.activity_segments import cut, perturbed_pass
 from blocks.forward import FlatModel
 from blocks.losses import cross_entropy
 from blocks.models import build_model
-from blocks.partition import partition
 
 KEY = (7, 3, 2)
 SHAPE = (2, 6, 6)
@@ -301,33 +298,6 @@ def test_credit__builds_no_graph():
     assert not any(asked)
 
 
-def test_noise__differs_with_key_part_and_place():
-    noise = ActivityNoise(0.5, 1, "gaussian")
-    keys = [KEY, (8, 3, 2), (7, 4, 2), (7, 3, 3)]
-    drawn = [
-        noise.source(key, part)(place, (1, 6, 4))
-        for key in keys
-        for part in (0, 1)
-        for place in (0, 1, 1 << 32)
-    ]
-    for one, other in itertools.combinations(drawn, 2):
-        assert float((one - other).abs().max()) > 0.1
-    again = noise.source(KEY, 1)(1 << 32, (1, 6, 4))
-    assert torch.equal(again, drawn[5])
-
-
-@pytest.mark.parametrize("kind", ["sign", "gaussian"])
-def test_noise__has_the_spread_that_is_set(kind):
-    values = ActivityNoise(0.25, 3, kind).source(KEY)(0, (3, 1000, 7)).double()
-    n = values.numel()
-    assert abs(float(values.mean())) <= 4 * 0.25 / math.sqrt(n)
-    assert float(values.square().mean().sqrt()) == pytest.approx(0.25, rel=0.03)
-    assert (len(values.abs().unique()) == 1) is (kind == "sign")
-
-
-# -- segments -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("name", "shape", "n"), BUILT)
 def test_segments__run_one_by_one_give_the_same_bits(name, shape, n):
     model, x, targets = built(name, shape, n)
@@ -352,117 +322,3 @@ def test_segments__run_one_by_one_give_the_same_bits(name, shape, n):
     for i, worker in enumerate(workers):
         part = worker.segment_estimate(i, kept[i], found)
         assert torch.equal(part, estimate[seen[i]])
-
-
-def test_segments__begin_at_layers_with_weights():
-    module = seeded(*NETWORKS["batch-norm"])
-    sizes = [[type(link.module).__name__ for link in s.links] for s in cut(module)]
-    assert sizes == [
-        ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Flatten"],
-        ["Linear"],
-    ]
-    assert len(cut(build_model("resnet8", (3, 8, 8), 10))) == 1
-
-
-@pytest.mark.parametrize(
-    "pool",
-    [
-        *(nn.MaxPool2d(2), nn.MaxPool2d((3, 2)), nn.MaxPool2d(3, ceil_mode=True)),
-        *(nn.MaxPool2d(3, stride=2), nn.MaxPool2d(2, padding=1)),
-        nn.MaxPool2d(2, dilation=2),
-    ],
-    ids=str,
-)
-def test_links__pool_as_torch_does_exactly(pool):
-    x = samples(shape=(2, 7, 8))[0]
-    x[0, 0, 2, 3] = float("nan")
-    found = apply(pool, x, own=False)
-    torch.testing.assert_close(found, pool(x), rtol=0, atol=0, equal_nan=True)
-
-
-# -- refusals -----------------------------------------------------------------------
-
-
-class Own(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(72, 3)
-        self.shift = nn.Parameter(torch.zeros(3))
-
-    def forward(self, x):
-        return self.layer(x.flatten(1)) + self.shift
-
-
-class Silent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(72, 3)
-
-    def forward(self, x):
-        return nn.functional.linear(x.flatten(1), self.layer.weight)
-
-
-class Merged(Silent):
-    def forward(self, x):
-        return self.layer(x.reshape(-1, 72)[:3]).expand(len(x), 3)
-
-
-@pytest.mark.parametrize(
-    ("module", "named"),
-    [
-        (Own(), "`shift` of Own"),
-        (nn.Sequential(nn.Flatten(), Own()), r"`1\.shift` of Own"),
-        (nn.LSTM(6, 3), "`weight_ih_l0` of LSTM"),
-        (nn.Sequential(nn.Linear(6, 3), nn.PReLU()), r"`1\.weight` of PReLU"),
-        (nn.Sequential(nn.ConvTranspose2d(2, 3, 2)), "of ConvTranspose2d"),
-        (nn.Sequential(nn.Embedding(5, 3)), "of Embedding"),
-        (nn.MultiheadAttention(6, 2), "of MultiheadAttention"),
-        (
-            nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)),
-            "of BatchNorm2d without running statistics",
-        ),
-    ],
-    ids=lambda value: value.split()[-1] if isinstance(value, str) else "",
-)
-def test_model__that_cannot_be_credited_is_refused_by_name(module, named):
-    with pytest.raises(ValueError, match=f"`model` must hold .* got .*{named}"):
-        ActivityModel(FlatModel(module), ActivityNoise(0.01, 1, "sign"))
-
-
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [(Silent(), "no call of `layer`"), (Merged(), "`layer` must be .* got 3 rows for")],
-)
-def test_pass__that_hides_a_layers_rows_is_refused(module, message):
-    model = FlatModel(module)
-    activity = ActivityModel(model, ActivityNoise(0.01, 1, "sign"))
-    x, targets = samples(dtype=torch.float32)
-    with pytest.raises(ValueError, match=message):
-        activity.credit(model.initial_params(), x, targets, cross_entropy, KEY)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("std", 0.0), ("std", math.inf), ("draws", 0), ("kind", "uniform")],
-)
-def test_noise__out_of_range_is_refused_by_name(name, value):
-    settings = {"std": 0.01, "draws": 1, "kind": "sign", name: value}
-    with pytest.raises(ValueError, match=f"`{name}` of the noise must be .*{value}"):
-        ActivityNoise(**settings)
-
-
-@pytest.mark.parametrize("spec", ["by_layer", "all"])
-@pytest.mark.parametrize("name", ["mlp", "resnet8"])
-def test_blocks__of_whole_layers_are_fine(spec, name):
-    module = build_model(name, (3, 8, 8), 10)
-    check_blocks(FlatModel(module), partition(spec, module))
-
-
-@pytest.mark.parametrize("spec", ["by_size:3", "random:2", "by_unit:4"])
-def test_blocks__that_split_a_layer_are_refused_by_its_name(spec):
-    module = build_model("mlp", (1, 8, 8), 10)
-    model = FlatModel(module)
-    with pytest.raises(
-        ValueError, match=r"keep each layer whole .* `fc1.weight` split"
-    ):
-        check_blocks(model.layout, partition(spec, module))

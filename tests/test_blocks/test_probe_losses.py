@@ -68,9 +68,9 @@ def batch():
     return x, torch.tensor(rng.integers(0, 3, 37))
 
 
-def losses_of(model, probes, batch, form, loss=cross_entropy):
+def losses_of(model, probes, batch, form, loss=cross_entropy, dtype=torch.float32):
     found = torch.empty(2 * probes.n_pairs, dtype=torch.float64)
-    for first, function in probe_losses(model, probes, loss, form):
+    for first, function in probe_losses(model, probes, loss, form, dtype=dtype):
         part = function(*batch)
         found[first : first + len(part)] = part
     return found
@@ -201,3 +201,20 @@ def test_loop__of_a_chain_with_pooling_has_the_bits_of_the_module(rng):
     with torch.no_grad():
         expected = torch.cat([module(x[:100]), module(x[100:])])
     assert torch.equal(model.forward(model.initial_params(), x), expected)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("form", ["pairs", "loop", "vmap", "bmm"])
+def test_bfloat16__rounds_products_and_keeps_what_tells_probes_apart(form, rank, batch):
+    model, probes = probes_of(MODULES["mlp"], "by_layer", rank, n_probes=64)
+    before = model.initial_params().clone()
+    exact = losses_of(model, probes, batch, form)
+    got = losses_of(model, probes, batch, form, dtype=torch.bfloat16)
+    assert got.dtype == torch.float64
+    assert not torch.equal(got, exact)
+    torch.testing.assert_close(got, exact, rtol=0.02, atol=0)
+    wanted, found = (loss[0::2] - loss[1::2] for loss in (exact, got))
+    assert float(torch.corrcoef(torch.stack([wanted, found]))[0, 1]) > 0.95
+    again = losses_of(model, probes, batch, form, dtype=torch.bfloat16)
+    assert torch.equal(again, got)
+    assert torch.equal(model.initial_params(), before)

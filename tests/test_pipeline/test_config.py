@@ -24,10 +24,17 @@ def run_id(content: str = "c", **flags) -> str:
         {"n_shards": 2},
         {"threads": 2},
         {"centring": "channel"},
+        {"precision": "bfloat16"},
     ],
 )
 def test_run_id__changes_with_what_the_mathematics_depends_on(changed) -> None:
     assert run_id(**changed) != run_id()
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "activity-perturbation"])
+def test_precision__is_for_scores_that_it_does_not_blur(algorithm) -> None:
+    with pytest.raises(ValueError, match=rf"`precision` must be float32.*{algorithm}"):
+        load_config(None, [], {"algorithm": algorithm, "precision": "bfloat16"})
 
 
 def test_run_id__changes_with_the_data_sets_content() -> None:

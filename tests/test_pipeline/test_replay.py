@@ -60,9 +60,13 @@ def test_replay__another_order_of_reads_gives_other_parameters(
         {"algorithm": {"kind": "open-es", "population_size": 6}},
         {"algorithm": {"step_size": 1e25}, "loss": "squared"},
         {"redraw_every": 3},
+        {
+            "algorithm": {"kind": "open-es", "population_size": 6, "rank": 1},
+            "precision": "bfloat16",
+        },
         {"mode": "async", "staleness": 1},
     ],
-    ids=["probes", "open-es", "diverged", "redrawn", "bounded"],
+    ids=["probes", "open-es", "diverged", "redrawn", "bfloat16", "bounded"],
 )
 def test_replay__matches(mode, flags, tiny, tmp_path) -> None:
     config = tiny(**({"mode": mode, "delays": {0: 0.05}} | flags))

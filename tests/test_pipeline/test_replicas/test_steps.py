@@ -11,36 +11,13 @@ import pytest
 import torch
 
 from blocks import ALGORITHMS
-from pipeline import pack
 from pipeline.jobs import Job, JobDone, JobLost
 from pipeline.jobs_virtual import VirtualJobs
-from pipeline.journal import Journal
 from pipeline.replay_replicas import recompute_jobs
-from pipeline.replicas import MAX_JOB_STEPS, ReplicaCoordinator, lost
-from pipeline.schema import variable
+from pipeline.replicas import MAX_JOB_STEPS, lost
 
 NOSYNC = {"kind": "nosync", "exchange_every": 3}
 SERVED = {"kind": "async-sgd"}
-METHODS = {
-    "nosync": NOSYNC,
-    "nosync-random": NOSYNC | {"attractor": "random"},
-    "nosync-alone": NOSYNC | {"pull": 0.0},
-    "async-sgd": SERVED | {"momentum": 0.5},
-    "async-sgd-random": SERVED | {"assignment": "random"},
-    "async-sgd-shuffled": SERVED | {"assignment": "shuffled"},
-    "layerwise": {"kind": "layerwise-async-sgd"},
-}
-
-
-@pytest.fixture
-def context_of_method(tiny, context_for):
-    """Return the function that builds a small asynchronous context."""
-
-    def make(algorithm: Any, **flags: Any) -> Any:
-        base = {"mode": "async", "nodes": 3, "budget": {"steps": 12}}
-        return context_for(tiny(**(base | flags), algorithm=algorithm))
-
-    return make
 
 
 class Losing(VirtualJobs):
@@ -71,58 +48,13 @@ class Losing(VirtualJobs):
         return answers
 
 
-def limits(context: Any, steps: int) -> tuple[int | None, int | None]:
-    """Limits as a run of ``steps`` a node has them."""
-    return (None, steps * context.n_nodes) if context.served else (steps, None)
-
-
-def drive(coordinator: ReplicaCoordinator, until: int | None = None) -> None:
-    """Run a coordinator until it is idle, or has folded ``until`` updates."""
-    for _ in range(20_000):
-        coordinator.fill()
-        if coordinator.idle or (until is not None and coordinator.count >= until):
-            return
-        for done in coordinator.executor.poll(0.0):
-            coordinator.accept(done)
-    raise AssertionError("the coordinator waits for an answer that never comes")
-
-
-def started(context: Any, executor: Any = None, steps: int = 12) -> ReplicaCoordinator:
-    """A coordinator at the start of a run."""
-    executor = executor or VirtualJobs(context)
-    return ReplicaCoordinator(context, executor, *limits(context, steps))
-
-
-def record_of(outcome: Any) -> Any:
-    """What the record holds of some updates: enough for ``recompute_jobs``."""
-    import xarray as xr
-
-    journal = Journal()
-    journal.add(outcome)
-    updates = np.array(journal.updates, dtype=float)
-    return xr.Dataset(
-        {
-            "update_node": variable("update_node", updates[:, 0]),
-            "update_step": variable("update_step", updates[:, 1] + 1),
-            "seen_version": variable("seen_version", updates[:, 2]),
-            "inbox_step": variable("inbox_step", np.array(journal.inboxes)),
-        }
-    )
-
-
-def pairs_of(outcome: Any) -> list[tuple[int, int]]:
-    """(node, step) of each update, in order."""
-    return [(node, step) for node, step, *_ in outcome.updates]
-
-
 # -- every step once, and replayable --------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(METHODS))
 def test_run__reaches_its_limit_takes_each_step_once_and_replays(
-    name, context_of_method
+    method, context_of_method, started, drive, record_of, pairs_of
 ) -> None:
-    context = context_of_method(METHODS[name], delays={1: 0.007})
+    context = context_of_method(method, delays={1: 0.007})
     coordinator = started(context)
     drive(coordinator)
     taken = pairs_of(coordinator.outcome)
@@ -137,12 +69,11 @@ def test_run__reaches_its_limit_takes_each_step_once_and_replays(
     assert not torch.equal(again, context.initial)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
 @pytest.mark.parametrize("seed", range(3))
 def test_run__lost_and_repeated_answers_leave_each_step_taken_once(
-    seed, name, context_of_method
+    seed, method, context_of_method, started, drive, record_of, pairs_of
 ) -> None:
-    context = context_of_method(METHODS[name])
+    context = context_of_method(method)
     executor = Losing(context, seed, again=True)
     coordinator = started(context, executor)
     drive(coordinator)
@@ -154,7 +85,7 @@ def test_run__lost_and_repeated_answers_leave_each_step_taken_once(
 
 
 def test_accept__a_lost_job_is_given_out_again_and_has_the_same_answer(
-    context_of_method,
+    context_of_method, started
 ) -> None:
     context = context_of_method(SERVED)
     given: list[Job] = []
@@ -185,9 +116,11 @@ def test_accept__a_lost_job_is_given_out_again_and_has_the_same_answer(
     assert torch.equal(coordinator.solution()[0], folded)
 
 
-def test_accept__losses_that_keep_the_order_change_no_bit(context_of_method) -> None:
+def test_accept__losses_that_keep_the_order_change_no_bit(
+    context_of_method, started, drive
+) -> None:
     """Alone a replica's result hangs on no order, so no loss may show in it."""
-    context = context_of_method(METHODS["nosync-alone"])
+    context = context_of_method(NOSYNC | {"pull": 0.0})
     whole, torn = started(context), started(context, Losing(context, 1, again=False))
     drive(whole)
     drive(torn)
@@ -200,7 +133,7 @@ def test_accept__losses_that_keep_the_order_change_no_bit(context_of_method) -> 
 
 
 def test_served__a_straggler_takes_fewer_steps_and_sees_older_models(
-    context_of_method,
+    context_of_method, started, drive
 ) -> None:
     context = context_of_method(
         SERVED, delays={1: 0.05}, cluster={"kind": "in-process", "workers": 3}
@@ -218,7 +151,7 @@ def test_served__a_straggler_takes_fewer_steps_and_sees_older_models(
 
 
 def test_nosync__a_straggler_holds_nobody_up_and_is_heard_as_it_was(
-    context_of_method,
+    context_of_method, started, drive, pairs_of
 ) -> None:
     context = context_of_method(
         NOSYNC, delays={1: 0.05}, cluster={"kind": "in-process", "workers": 3}
@@ -239,7 +172,9 @@ def test_nosync__a_straggler_holds_nobody_up_and_is_heard_as_it_was(
     assert all(heard[0, k] == (-1, -1, -1) for k in range(12) if k % 3 or k == 0)
 
 
-def test_jobs__go_from_one_look_at_the_others_to_the_next(context_of_method) -> None:
+def test_jobs__go_from_one_look_at_the_others_to_the_next(
+    context_of_method, started, drive
+) -> None:
     def lengths(algorithm: Any, steps: int) -> set[int]:
         context = context_of_method(algorithm, budget={"steps": steps})
         given: list[int] = []
@@ -254,12 +189,12 @@ def test_jobs__go_from_one_look_at_the_others_to_the_next(context_of_method) -> 
 
     assert lengths(NOSYNC, 12) == {3}
     assert lengths(NOSYNC, 11) == {3, 2}
-    assert lengths(METHODS["nosync-alone"], MAX_JOB_STEPS + 7) == {MAX_JOB_STEPS, 7}
+    assert lengths(NOSYNC | {"pull": 0.0}, MAX_JOB_STEPS + 7) == {MAX_JOB_STEPS, 7}
     assert lengths(SERVED, 5) == {1}
 
 
 def test_bytes__are_those_of_the_inboxes_and_of_what_a_server_sends_and_gets(
-    context_of_method,
+    context_of_method, started, drive
 ) -> None:
     context = context_of_method(NOSYNC)
     coordinator = started(context)
@@ -275,123 +210,12 @@ def test_bytes__are_those_of_the_inboxes_and_of_what_a_server_sends_and_gets(
     assert coordinator.outcome.counters.n_gradient_evals == 36
 
 
-# -- who gets the next job ------------------------------------------------------------
-
-
-def test_assignment__finished_gives_everybody_a_job_at_all_times(
-    context_of_method,
-) -> None:
-    coordinator = started(context_of_method(SERVED))
-    for _ in range(25):
-        coordinator.fill()
-        assert len(coordinator.running) == 3
-        for done in coordinator.executor.poll(0.0):
-            coordinator.accept(done)
-
-
-@pytest.mark.parametrize("assignment", ["random", "shuffled"])
-def test_assignment__follows_the_methods_own_order(
-    assignment, context_of_method
-) -> None:
-    context = context_of_method(SERVED | {"assignment": assignment})
-    coordinator = started(context)
-    drive(coordinator)
-    team, algorithm = context.team, context.algorithm
-    drawn = [algorithm.next_job(0, count, team) for count in range(36)]
-    queued = [node for node, views in coordinator.waiting.items() for _ in views]
-    given = [0, 1, 2, *drawn]
-    for node in range(3):
-        jobs = given.count(node) - queued.count(node)
-        assert coordinator.steps[node] == jobs
-    if assignment == "shuffled":
-        for cycle in range(12):
-            assert sorted(drawn[3 * cycle : 3 * cycle + 3]) == [0, 1, 2]
-
-
-def test_assignment__a_job_carries_the_model_as_it_was_when_given_out(
-    context_of_method,
-) -> None:
-    """Also to a node that cannot begin it yet: its view waits with it."""
-    context = context_of_method(
-        SERVED | {"assignment": "shuffled"},
-        delays={1: 0.05},
-        cluster={"kind": "in-process", "workers": 3},
-    )
-    coordinator = started(context)
-    drive(coordinator)
-    order = [0, 1, 2] + [
-        context.algorithm.next_job(0, count, context.team) for count in range(36)
-    ]
-    for node in range(3):
-        given_at = [0] + [
-            at - 2 for at, following in enumerate(order) if at > 2 and following == node
-        ]
-        seen = [row[2] for row in coordinator.outcome.updates if row[0] == node]
-        assert seen == given_at[: len(seen)]
-
-
-# -- limits, stopping, checkpoints ----------------------------------------------------
-
-
-def test_limits__no_job_goes_beyond_them(context_of_method) -> None:
-    context = context_of_method(NOSYNC, budget={"steps": 100})
-    for steps, together in ((7, None), (None, 20), (50, 20), (7, 1000)):
-        coordinator = ReplicaCoordinator(context, VirtualJobs(context), steps, together)
-        drive(coordinator)
-        assert max(coordinator.steps.values()) <= (steps or 100)
-        assert coordinator.count == min((steps or 100) * 3, together or 1000)
-
-
-def test_stopping__folds_what_is_under_way_and_gives_out_nothing(
-    context_of_method,
-) -> None:
-    coordinator = started(context_of_method(SERVED))
-    coordinator.fill()
-    coordinator.stopping = True
-    drive(coordinator)
-    assert coordinator.count == 3
-
-
-@pytest.mark.parametrize("name", list(METHODS))
-def test_checkpoint__a_restored_coordinator_ends_and_the_whole_record_replays(
-    name, context_of_method, tmp_path
-) -> None:
-    context = context_of_method(METHODS[name], delays={1: 0.007})
-    first = started(context)
-    drive(first, until=14)  # jobs that are given out now are lost with the process
-    pack.save(tmp_path / "state.npz", first.to_plain())
-    second = started(context)
-    second.restore(pack.load(tmp_path / "state.npz"))
-    assert torch.equal(second.solution()[0], first.solution()[0])
-    assert second.count == second.issued == first.count
-    drive(second)
-    assert second.count == 36
-    whole = first.outcome
-    whole.add(second.outcome)
-    whole.inboxes += second.outcome.inboxes
-    taken = pairs_of(whole)
-    assert len(taken) == len(set(taken)) == 36
-    again = recompute_jobs(context, record_of(whole))
-    assert torch.equal(again, second.solution()[0])
-
-
-def test_checkpoint__between_jobs_changes_no_bit(context_of_method, tmp_path) -> None:
-    context = context_of_method(METHODS["nosync-alone"])
-    whole, first, second = started(context), started(context, steps=5), started(context)
-    drive(whole)
-    drive(first)
-    pack.save(tmp_path / "state.npz", first.to_plain())
-    second.restore(pack.load(tmp_path / "state.npz"))
-    drive(second)
-    assert torch.equal(second.solution()[0], whole.solution()[0])
-
-
 # -- costs ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [k for k, a in ALGORITHMS.items() if not a.blockwise])
 def test_round_costs__are_what_the_rounds_of_a_run_cost(
-    kind, tiny, context_for
+    kind, tiny, context_for, drive
 ) -> None:
     from pipeline.asynchronous import ReplicaTraining
     from pipeline.engines import InProcess
