@@ -33,7 +33,11 @@ lint: $(DEV)  ## ruff (rules and format), mypy, codespell
 bench: $(DEV)  ## run every benchmark; each ends with its JSON lines
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	@set -e; for script in benchmarks/[a-z]*.py; do \
-	  echo "== $$script"; $(BIN)/python "$$script"; done
+	  echo "== $$script"; \
+	  case "$$script" in */gpu.py) \
+	    command -v nvidia-smi > /dev/null || { echo "no GPU: left out"; continue; };; \
+	  esac; \
+	  $(BIN)/python "$$script"; done
 
 clean:  ## remove .venv, caches and build files; data/ and results/ stay
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov

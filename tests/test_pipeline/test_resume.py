@@ -62,6 +62,17 @@ def test_resume__ends_bit_for_bit_as_an_uninterrupted_run(name, tiny, tmp_path) 
     assert not list((tmp_path / "cut").rglob("*.npz"))
 
 
+def test_resume__keeps_the_form_that_was_calibrated(tiny, tmp_path) -> None:
+    probes = {"kind": "open-es", "population_size": 8, "rank": 1}
+    config = tiny(algorithm=probes, budget={"steps": 20}, evaluation_form="loop")
+    whole = train(config, results=tmp_path / "whole")
+    stopped = interrupted(config, tmp_path / "cut")
+    ds = resume(stopped.attrs["run_id"], results=tmp_path / "cut")
+    assert json.loads(ds.attrs["config"])["evaluation_form"] == "loop"
+    assert ds.attrs["params_sha256"] == whole.attrs["params_sha256"]
+    assert replay(ds.attrs["store"])["matches"]
+
+
 def test_train__continues_an_interrupted_run_by_itself(
     tiny, tmp_path, sync_run
 ) -> None:
