@@ -8,14 +8,19 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[2] / "shared" / "datasets" / "mnist"
 
 
-def mnist_parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
-    """A parser with ``--mnist``, ``--seeds`` and ``--workers``."""
+def mnist_parser(
+    description: str | None, seeds: int, workers: int = 2
+) -> argparse.ArgumentParser:
+    """A parser with ``--mnist``, ``--seeds`` and, unless 0, ``--workers``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--mnist", type=Path, default=HERE, help="folder with the four files"
     )
     parser.add_argument("--seeds", type=int, default=seeds, help="runs of each method")
-    parser.add_argument("--workers", type=int, default=2, help="local Dask workers")
+    if workers:
+        parser.add_argument(
+            "--workers", type=int, default=workers, help="local Dask workers"
+        )
     return parser
 
 
