@@ -31,6 +31,7 @@ from pipeline.whole_file import write_whole
 
 __all__ = ["report_html", "write_report"]
 
+MOST_NAMED = 4  # groups in one note
 _PARTS = Path(__file__).parent / "report_page"
 
 
@@ -149,6 +150,15 @@ def _lead(ds: xr.Dataset, groups: Sequence[Group]) -> str:
     return " · ".join(parts)
 
 
+def _listed(groups: Sequence[Group], n_all: int) -> str:
+    """Name a few groups with their runs, or say that it is all of many."""
+    if len(groups) > MOST_NAMED and len(groups) == n_all:
+        return f"all {n_all} methods"
+    named = [f"{g.label} (n = {len(g.runs)})" for g in groups[:MOST_NAMED]]
+    more = len(groups) - len(named)
+    return ", ".join(named) + (f" and {more} others" if more else "")
+
+
 def _notes(
     ds: xr.Dataset, groups: Sequence[Group], left_out: Sequence[str]
 ) -> Iterable[str]:
@@ -156,9 +166,8 @@ def _notes(
     small = [group for group in groups if len(group.runs) < MIN_PAIRS]
     if small:
         yield (
-            f"Fewer than {MIN_PAIRS} seeds: "
-            + ", ".join(f"{group.label} (n = {len(group.runs)})" for group in small)
-            + ". Differences between methods may be chance."
+            f"Fewer than {MIN_PAIRS} seeds: {_listed(small, len(groups))}. "
+            "Differences between methods may be chance."
         )
     seeds = {tuple(sorted(ds["seed"].values[list(g.runs)].tolist())) for g in groups}
     if len(seeds) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +98,8 @@ _NO_DELAY = "no delay"
 def group_runs(ds: xr.Dataset) -> tuple[Group, ...]:
     """Split the runs of a combined dataset into groups that differ only in their seed.
 
-    The label is algorithm and mode, and then what tells apart groups of the same two.
+    The label is algorithm and mode, and then what tells apart groups of the same two:
+    data set, model, partition, then settings, each only where those before do not.
 
     Parameters
     ----------
@@ -117,9 +118,7 @@ def group_runs(ds: xr.Dataset) -> tuple[Group, ...]:
         )
     groups: list[Group] = []
     for colour, ((algorithm, mode), runs) in enumerate(sorted(families.items())):
-        differing = [
-            name for name in fields if len({repr(values[name][r]) for r in runs}) > 1
-        ]
+        differing = _telling(runs, fields, values)
         members: dict[tuple[str, ...], list[int]] = {}
         for run in runs:
             key = tuple(_label(name, values[name][run]) for name in differing)
@@ -129,6 +128,23 @@ def group_runs(ds: xr.Dataset) -> tuple[Group, ...]:
             label = " · ".join((f"{algorithm} {mode}", *key))
             groups.append(Group(label, tuple(group), colour, dash))
     return tuple(groups)
+
+
+def _telling(
+    runs: Sequence[int], fields: Sequence[str], values: Mapping[str, Sequence[object]]
+) -> list[str]:
+    """The fields that tell runs apart which the fields before them do not."""
+    known = [""] * len(runs)
+    telling = []
+    for name in fields:
+        finer = [
+            f"{so_far}|{values[name][run]!r}"
+            for so_far, run in zip(known, runs, strict=True)
+        ]
+        if len(set(finer)) > len(set(known)):
+            known = finer
+            telling.append(name)
+    return telling
 
 
 def run_curve(ds: xr.Dataset, run: int, axis: Axis, metric: Axis) -> Curve:

@@ -41,6 +41,22 @@ def test_group_runs__never_averages_over_different_settings(
     assert [(g.colour, g.dash) for g in groups] == [(0, 0), (0, 1)]
 
 
+def test_group_runs__leaves_out_what_the_rest_of_a_label_implies(
+    tmp_path, synthetic_run, write_run
+):
+    paths = [
+        write_run(synthetic_run(seed=seed, config=config), tmp_path / f"{i}-{seed}")
+        for i, config in enumerate(
+            {"loss_samples": samples, "blocks": blocks}
+            for samples, blocks in ((100, "all"), (200, "by_layer"))
+        )
+        for seed in (0, 1)
+    ]
+    labels = [group.label for group in group_runs(combine_runs(paths))]
+    assert len(labels) == 2
+    assert all(len(label.split(" · ")) == 2 for label in labels)
+
+
 def test_group_runs__says_which_runs_had_a_delay(tmp_path, synthetic_run, write_run):
     delays: list[dict[str, object]] = [{"delays": {"2": 0.05}}, {"delays": {}}]
     runs = [

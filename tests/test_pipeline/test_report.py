@@ -180,6 +180,29 @@ def test_report__says_what_limits_the_comparison(tmp_path, synthetic_run, write_
         assert words in page
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (0, "Fewer than 3 seeds: all 6 methods."),
+        (2, "loss_samples=4 (n = 1) and 2 others."),
+    ],
+)
+def test_report__names_a_few_of_many_methods_with_few_seeds(
+    more, words, tmp_path, synthetic_run, write_run
+):
+    runs = [
+        write_run(synthetic_run(config={"loss_samples": n}), tmp_path / f"{n}")
+        for n in range(1, 7)
+    ]
+    runs += [
+        write_run(
+            synthetic_run("sgd", seed=seed, config={"loss_samples": 9}), tmp_path / "9"
+        )
+        for seed in range(3 if more else 0)
+    ]
+    assert words in report_html(combine_runs(runs))
+
+
 def test_report__of_failed_diverged_shorter_and_missing_runs_is_correct_and_says_so(
     tmp_path, synthetic_run, write_run
 ):
