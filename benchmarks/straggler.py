@@ -39,7 +39,7 @@ METHODS = (
     Method(
         "nd_cao",
         {"algorithm": "nd-cao", "blocks": "by_unit:9", "loss_samples": 10_000},
-        versions=1_500,
+        versions=400,
         delayed=2,
     ),
     Method(
@@ -57,7 +57,7 @@ METHODS = (
             "loss_samples": 512,
             "redraw_every": 1,
         },
-        versions=600,
+        versions=250,
         delayed=2,
     ),
     Method(
@@ -67,7 +67,7 @@ METHODS = (
             "model": {"name": "mlp", "hidden": [64, 64, 64]},
             "loss_samples": 4_096,
         },
-        versions=600,
+        versions=250,
         delayed=1,
     ),
     Method(
@@ -78,7 +78,7 @@ METHODS = (
             "loss_samples": 4_096,
             "pipelined": True,
         },
-        versions=600,
+        versions=250,
         delayed=1,
     ),
 )
