@@ -79,9 +79,13 @@ METHODS = (
     Method(
         "activity_lenet",
         300.0,
-        (*LENET, "-a", "activity-perturbation", *settings("loss_samples=256")),
+        (
+            *(*LENET, "-a", "activity-perturbation"),
+            *settings("loss_samples=256", "n_shards=1", "threads=2"),
+        ),
         0.96,
         "sgd_lenet",
+        workers=1,
     ),
 )
 

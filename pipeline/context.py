@@ -35,6 +35,7 @@ from blocks.team import Team
 from pipeline.batches import ResidentData, Split
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore, open_store
+from pipeline.memory import keep_freed
 from pipeline.scoring import Scored, score_shards
 from pipeline.standardise import Standardisation
 
@@ -299,6 +300,7 @@ _KEPT = 4  # contexts a process keeps (several runs may share a worker)
 
 def context_of(spec: RunSpec) -> Context:
     """Return the context of a run in this process, built on first use."""
+    keep_freed()
     key = f"{spec.run_id}:{spec.content_sha256}:{spec.store}"
     with _LOCK:
         found = _CACHE.pop(key, None)
