@@ -8,6 +8,7 @@ import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from distributed import Client, LocalCluster, Nanny, Scheduler, Security, SpecCl
 from pipeline.cluster_adapt import Bounds, OperatorBounds, adapt
 from pipeline.cluster_config import ClusterConfig
 from pipeline.cluster_queues import start_jobs, start_pods
+from pipeline.greeting import greeted
 
 HERE = "127.0.0.1"
 OURS = ("local", "cuda")  # kinds whose processes are copies of this one
@@ -40,9 +42,10 @@ def started(
             bounds = OperatorBounds(cluster, *config.adapt)
         else:
             bounds = adapt(cluster, config.adapt)
-        client = stack.enter_context(
-            Client(cluster, timeout=config.start_timeout_s, set_as_default=False)
+        connect = partial(
+            Client, cluster, timeout=config.start_timeout_s, set_as_default=False
         )
+        client = stack.enter_context(greeted(connect))
         yield client, bounds
 
 
@@ -180,13 +183,15 @@ def _connect(config: ClusterConfig) -> Client:
     if config.kind == "scheduler-file":  # Dask would wait for a file that goes for ever
         where = _address_in(Path(config.scheduler_file or ""))
     security = security_of(config)
+    connect = partial(
+        Client,
+        where,
+        timeout=config.start_timeout_s,
+        set_as_default=False,
+        security=security,
+    )
     try:
-        return Client(
-            where,
-            timeout=config.start_timeout_s,
-            set_as_default=False,
-            security=security,
-        )
+        return greeted(connect)
     except (OSError, TimeoutError) as err:
         raise RuntimeError(
             f"`cluster` must be reachable within {config.start_timeout_s:g} s; got no "

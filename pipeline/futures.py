@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from distributed import Future, get_client, get_worker
+from distributed import Future, get_worker
 
 from blocks.activity_noise import noise_of
 from blocks.algorithm import LossRecord
@@ -26,7 +26,7 @@ from pipeline.executor import (
     UpdateDone,
     UpdateTask,
 )
-from pipeline.loss_board import VariableBoard, pinned
+from pipeline.loss_board import VariableBoard, board_of_task, pinned
 from pipeline.pack import host, tensor
 from pipeline.pending import Pending
 from pipeline.placement import group_slots, place_nodes, short_list
@@ -245,7 +245,7 @@ def update_group(
     version, which is then the one that is folded.
     """
     context = context_of(spec)
-    board = VariableBoard(board_name, spec.run_id, client=get_client())
+    board = board_of_task(board_name, spec.run_id)
     limit = spec.config.cluster.task_timeout_s
 
     def read() -> tuple[LossRecord, Credits]:
@@ -284,7 +284,7 @@ def publish_score(
 ) -> Publication:
     """Add the shares in shard order and publish."""
     context = context_of(spec)
-    board = VariableBoard(board_name, spec.run_id, client=get_client())
+    board = board_of_task(board_name, spec.run_id)
     parts: dict[int, Scored] = {}
     for part, _ in shares:
         parts.update(part)

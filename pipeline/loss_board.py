@@ -6,6 +6,7 @@ import time
 from typing import Any, Protocol
 
 from blocks.algorithm import LossRecord
+from pipeline.greeting import greeted
 
 MAX_BYTES = 64_000  # of a record in the Variable
 READ_TIMEOUT_S = 10.0  # the Variable exists while its run does
@@ -77,6 +78,13 @@ class LocalBoard:
                 f"{self._record and self._record.version}. Publish it first."
             )
         return self._record
+
+
+def board_of_task(name: str, run_id: str) -> VariableBoard:
+    """Return the board on which a Dask task reads and publishes."""
+    from distributed import get_client
+
+    return VariableBoard(name, run_id, client=greeted(get_client))
 
 
 class VariableBoard:

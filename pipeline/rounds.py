@@ -22,7 +22,7 @@ from pipeline.context import Context, RunSpec, context_of
 from pipeline.loss_board import (
     LocalBoard,
     LossBoard,
-    VariableBoard,
+    board_of_task,
     pinned,
     record_bytes,
 )
@@ -298,12 +298,10 @@ def run_in_process(
 
 def run_on_worker(piece: Piece, rank: int, packed: Packed) -> tuple[Packed, Outcome]:
     """Run one rank of a piece inside a Dask task."""
-    from distributed import get_client
-
     context = context_of(piece.spec)
     alone = len(piece.shares) == 1
     link = None if alone else Link(piece.name, piece.addresses, rank, piece.timeout_s)
-    board = VariableBoard(piece.board, piece.spec.run_id, client=get_client())
+    board = board_of_task(piece.board, piece.spec.run_id)
     worker = kind_of(context)(context, piece, rank, board, link)
     worker.log = log_update
     states = {node: unpack(*one, device=context.device) for node, one in packed.items()}
