@@ -24,6 +24,12 @@ from _mnist import mnist_parser, parsed
 GOAL = 0.5
 PILOT_ROUNDS = 100
 
+ACTIVITY = {
+    "algorithm": "activity-perturbation",
+    "model": {"name": "mlp", "hidden": [64, 64, 64]},
+    "loss_samples": 4_096,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -60,24 +66,10 @@ METHODS = (
         versions=250,
         delayed=2,
     ),
-    Method(
-        "activity_perturbation",
-        {
-            "algorithm": "activity-perturbation",
-            "model": {"name": "mlp", "hidden": [64, 64, 64]},
-            "loss_samples": 4_096,
-        },
-        versions=250,
-        delayed=1,
-    ),
+    Method("activity_perturbation", ACTIVITY, versions=250, delayed=1),
     Method(
         "activity_perturbation_pipelined",
-        {
-            "algorithm": "activity-perturbation",
-            "model": {"name": "mlp", "hidden": [64, 64, 64]},
-            "loss_samples": 4_096,
-            "pipelined": True,
-        },
+        ACTIVITY | {"pipelined": True},
         versions=250,
         delayed=1,
     ),
