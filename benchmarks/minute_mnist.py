@@ -69,7 +69,7 @@ METHODS = (
         60.0,
         (
             *(*MLP, "-a", "activity-perturbation"),
-            *settings("n_shards=1", "threads=2"),
+            *settings("activity_perturbation.draws=8", "n_shards=1", "threads=2"),
         ),
         0.965,
         "sgd_mlp",
@@ -81,7 +81,8 @@ METHODS = (
         300.0,
         (
             *(*LENET, "-a", "activity-perturbation"),
-            *settings("loss_samples=256", "n_shards=1", "threads=2"),
+            *settings("activity_perturbation.draws=8", "loss_samples=128"),
+            *settings("n_shards=1", "threads=2"),
         ),
         0.96,
         "sgd_lenet",

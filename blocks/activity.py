@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blocks.activity_chain import cut
 from blocks.activity_layers import Call, Sums
 from blocks.activity_noise import ActivityNoise, NoiseKey
 from blocks.activity_segments import (
-    cut,
     pair_losses,
     perturbed_pass,
     sample_weights,
@@ -40,7 +40,8 @@ Kept = tuple[tuple[Call, ...], ...]  # by part of a batch
 class ActivityModel:
     """Perturbs every layer of a network in one pass, and credits it.
 
-    With ξ of standard deviation σ on a layer's outputs and ℓ± a sample's losses,
+    With ξ of standard deviation σ on a layer's outputs (σ of a layer: ``noise_scale``;
+    behind its rectifier and pool: ``blocks.activity_tails``) and ℓ± a sample's losses,
     δ_n = (ℓ⁺_n − ℓ⁻_n)/(2σ²)·ξ_n, and Σ_n x_n δ_n' estimates the sum of the samples'
     gradients without bias up to O(σ²); x_n is the mean of the pair's two inputs, D
     draws are averaged. A batch is taken in parts of a fixed number of samples.

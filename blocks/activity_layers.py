@@ -16,6 +16,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from blocks.activity_tails import Tail
+
 Sums = dict[int, Tensor]  # by the ``id`` of a parameter: its estimate so far
 
 _DENSE = (nn.Linear,)
@@ -41,7 +43,9 @@ class Call:
 
     layer: nn.Module
     inputs: Tensor  # (n, …) or (D·n, …)
-    noise: Tensor  # (D, n, …) of the layer's output
+    noise: Tensor  # (D, n, …), behind the layer's tail
+    scale: float  # of the noise that was added, in units of ``noise``
+    tail: Tail
 
 
 def trains(module: nn.Module) -> bool:
@@ -95,11 +99,12 @@ def add_estimate(sums: Sums, call: Call, weights: Tensor) -> None:
     weights : (D, n) — (ℓ⁺ − ℓ⁻)/(2σ²D) of each draw and sample.
     """
     shape = (*weights.shape, *[1] * (call.noise.dim() - 2))
-    delta = call.noise * weights.view(shape)
+    delta = call.noise * (weights / call.scale).view(shape)
     if len(call.inputs) == delta.shape[0] * delta.shape[1]:
         delta = delta.flatten(0, 1)
     else:
         delta = delta.sum(0)
+    delta = call.tail.back(delta)
     match call.layer:
         case nn.Linear() as layer:
             _dense(sums, layer, call.inputs, delta)

@@ -22,14 +22,14 @@ def apply(link: nn.Module, x: Tensor, own: bool) -> Tensor:
     if own and type(link) is nn.ReLU:
         return x.relu_()
     if type(link) is nn.MaxPool2d and x.dim() == 4 and x.device.type == "cpu":
-        size = _window(link)
+        size = pool_window(link)
         if size is not None and x.shape[2] >= size[0] and x.shape[3] >= size[1]:
             return _largest(_largest(x, 3, size[1]), 2, size[0])
     answer: Tensor = link(x)
     return answer
 
 
-def _window(pool: nn.MaxPool2d) -> tuple[int, int] | None:
+def pool_window(pool: nn.MaxPool2d) -> tuple[int, int] | None:
     """(height, width) of windows that neither overlap nor leave the map, else None."""
     size, stride, padding, dilation = (
         (value, value) if isinstance(value, int) else tuple(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -27,7 +27,8 @@ class ActivityNoise:
 
     Parameters
     ----------
-    std : float — σ > 0, in units of the outputs.
+    std : float — σ > 0, in units of the outputs; a layer with n noisy units is given
+        σ·n^¼ (``noise_scale``).
     draws : int — D ≥ 1 antithetic pairs a sample.
     kind : "sign" (±σ with equal odds) or "gaussian".
 
@@ -83,6 +84,20 @@ class ActivityNoise:
             return draw(rng, shape, self.std, torch.device(device))
 
         return noise
+
+
+def noise_scale(shape: Sequence[int]) -> float:
+    """n^¼ of a layer with n noisy units: what multiplies its noise.
+
+    A layer's estimate has a variance of about n·V/σ_l², V = Σ σ_k² g_k² over layers of
+    what noise changes the loss by; with gradients g of equal length, σ_l ∝ n^¼ makes
+    the sum over layers smallest.
+
+    Parameters
+    ----------
+    shape : (D, samples, …) of the noise.
+    """
+    return float(math.prod(shape[2:]) ** 0.25)
 
 
 def noise_of(algorithm: object) -> ActivityNoise | None:

@@ -29,11 +29,12 @@ class ActivityPerturbation:
     """Layers that perturb their outputs and are told every sample's losses.
 
     A version is one pass over ``loss_samples`` samples with noise ξ of standard
-    deviation σ on every layer's outputs, in D antithetic pairs a sample. With ℓ± the
-    losses of a pair, δ = (ℓ⁺ − ℓ⁻)/(2σ²)·ξ averaged over draws stands for the
-    derivative of the loss by the layer's outputs, and the mean of x_n δ_n' over the
-    samples, x_n the layer's own inputs, for the gradient. No backward pass; between
-    layers nothing passes but the activations, forward.
+    deviation σ_l = σ·n^¼ on the outputs of every layer, n of them behind its rectifier
+    and pool, in D antithetic pairs a sample. With ℓ± the losses of a pair,
+    δ = (ℓ⁺ − ℓ⁻)/(2σ_l²)·ξ averaged over draws stands for the derivative of the loss
+    by the layer's outputs, and the mean of x_n δ_n' over the samples, x_n the layer's
+    own inputs, for the gradient. No backward pass; between layers nothing passes but
+    the activations, forward.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ class ActivityPerturbation:
     """
 
     kind: Literal["activity-perturbation"] = "activity-perturbation"
-    noise_std: float = 0.01
+    noise_std: float = 0.004
     draws: int = 1
     noise: NoiseKind = "sign"
     optimiser: Literal["adam", "momentum"] = "adam"

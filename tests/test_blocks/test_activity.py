@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from blocks.activity import ActivityModel, ActivityNoise
-from blocks.activity_segments import cut, perturbed_pass
+from blocks.activity_chain import cut
+from blocks.activity_segments import perturbed_pass
 from blocks.forward import FlatModel
 from blocks.losses import cross_entropy
 from blocks.models import build_model
@@ -140,6 +141,14 @@ NETWORKS = {
         *(nn.Conv2d(2, 4, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3)),
         *(nn.Flatten(), nn.Linear(4, 3)),
     ),
+    "pool-relu": (
+        *(nn.Conv2d(2, 3, 2), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(3, 4, 2)),
+        *(nn.ReLU(), nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)),
+    ),
+    "pool-rows": (
+        *(nn.Linear(6, 5), nn.Conv2d(2, 3, 2), nn.ReLU(), nn.MaxPool2d((2, 3))),
+        *(nn.Flatten(), nn.Linear(6, 3)),
+    ),
     "called-twice": (nn.Flatten(), nn.Linear(72, 6), Twice(), nn.Linear(6, 3)),
     "graph-first": (Twice(), *FLAT),
     "tied": (nn.Flatten(), nn.Linear(72, 4), TIED, nn.Tanh(), TIED, nn.Linear(4, 3)),
@@ -184,7 +193,7 @@ def float32(*layers):
 
 
 @pytest.mark.parametrize("kind", ["sign", "gaussian"])
-@pytest.mark.parametrize("name", ["dense", "conv", "group-norm"])
+@pytest.mark.parametrize("name", ["dense", "conv", "group-norm", "pool-relu"])
 def test_estimate__of_random_draws_is_unbiased(name, kind):
     model = float32(*NETWORKS[name])
     x, targets = samples(dtype=torch.float32)
@@ -214,7 +223,7 @@ def test_losses__are_those_of_the_pairs_in_order():
     activity = ActivityModel(model, noise)
     losses, _ = activity.credit(model.initial_params(), x, targets, cross_entropy, KEY)
     logits = model.forward(model.initial_params(), x)
-    added = noise.source(KEY)(0, (2, 5, 3))
+    added = 3**0.25 * noise.source(KEY)(0, (2, 5, 3))  # three noisy units
     for row, moved in enumerate((added[0], -added[0], added[1], -added[1])):
         expected = cross_entropy(logits + moved, targets)
         torch.testing.assert_close(losses[row], expected, rtol=1e-5, atol=1e-6)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from blocks.activity import ActivityNoise
+from blocks.activity_noise import noise_scale
 
 KEY = (7, 3, 2)
 
@@ -35,6 +36,11 @@ def test_noise__has_the_spread_that_is_set(kind):
     assert abs(float(values.mean())) <= 4 * 0.25 / math.sqrt(n)
     assert float(values.square().mean().sqrt()) == pytest.approx(0.25, rel=0.03)
     assert (len(values.abs().unique()) == 1) is (kind == "sign")
+
+
+def test_noise__of_a_layer_grows_with_the_fourth_root_of_its_units():
+    assert noise_scale((3, 100, 16)) == 2.0
+    assert noise_scale((1, 7, 9, 3, 3)) == 3.0
 
 
 @pytest.mark.parametrize(
