@@ -1,4 +1,4 @@
-"""What single operations of a run take, measured on a local cluster of two workers."""
+"""What single operations of a run take, measured on a local cluster."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pickle
 import statistics
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from _moving import LIMIT_S, chain, posts, round_trip, throughput, variable
@@ -20,8 +20,8 @@ from pipeline.context import RunSpec, context_of
 from pipeline.engines import OnDask
 from pipeline.virtual import Costs
 
-BEST_OF = 5  # times that a computation is timed; the fastest counts
-SHARDS = 16  # that are timed beside the first
+TIMES = 7  # that a computation is timed; the median counts
+SHARDS = 64  # that are timed beside the first
 ROUNDS = 60  # of updates; the last ten are timed
 
 
@@ -88,22 +88,31 @@ def async_costs(own: Computing, moving: Moving) -> Costs:
     )
 
 
-def measure(
-    specs: dict[str, RunSpec], tiny: RunSpec
-) -> tuple[dict[str, Computing], Moving]:
-    """Measure every run's own work, and the cluster, with the last run's messages.
+def own_costs(specs: dict[str, RunSpec], n_workers: int) -> dict[str, Computing]:
+    """Measure runs' own work on workers that all do it at once, as in a run.
+
+    They share a host's memory and caches: two of them take longer than one alone.
+    """
+    found = {}
+    with open_cluster(local(n_workers)) as cluster:
+        for name, spec in specs.items():
+            futures = [
+                cluster.client.submit(computing, spec, workers=[at], pure=False)
+                for at in cluster.workers()
+            ]
+            wait(futures, timeout=LIMIT_S)
+            found[name] = mean(cluster.client.gather(futures))
+    return found
+
+
+def moving_costs(spec: RunSpec, tiny: RunSpec) -> Moving:
+    """Measure a cluster of two workers with a run's messages.
 
     ``tiny`` is a run of short rounds, for the time between two pieces.
     """
-    config = ClusterConfig(kind="local", workers=2, dashboard=False)
-    with open_cluster(config) as cluster:
+    with open_cluster(local(2)) as cluster:
         client = cluster.client
         one, two = list(cluster.workers())
-        own = {}
-        for name, spec in specs.items():
-            future = client.submit(computing, spec, workers=[one], pure=False)
-            own[name] = future.result(timeout=LIMIT_S)
-        spec = list(specs.values())[-1]
         name = f"posts-{uuid.uuid4().hex[:8]}"
         pair = [
             client.submit(posts, name, (one, two), rank, spec, workers=[at], pure=False)
@@ -118,7 +127,18 @@ def measure(
         trip_s = round_trip(client, one)
         hop_s, move_s = chain(client, (one, one)), chain(client, (one, two))
         tasks = (trip_s, task_s, hop_s, move_s, between(cluster, tiny))
-    return own, Moving(post_s, further_s, set_s, get_s, *tasks)
+    return Moving(post_s, further_s, set_s, get_s, *tasks)
+
+
+def local(n_workers: int) -> ClusterConfig:
+    """A cluster on this machine."""
+    return ClusterConfig(kind="local", workers=n_workers, dashboard=False)
+
+
+def mean(several: Sequence[Computing]) -> Computing:
+    """Field by field."""
+    columns = zip(*map(astuple, several), strict=True)
+    return Computing(*(statistics.mean(column) for column in columns))
 
 
 def between(cluster: Cluster, spec: RunSpec) -> float:
@@ -126,7 +146,7 @@ def between(cluster: Cluster, spec: RunSpec) -> float:
     engine = OnDask(spec, cluster)
     spent: dict[int, list[float]] = {1: [], ROUNDS: []}
     first = 0
-    for _ in range(BEST_OF + 1):
+    for _ in range(TIMES):
         for n_rounds, found in spent.items():
             start = time.perf_counter()
             engine.run(first, n_rounds)
@@ -145,8 +165,10 @@ def computing(spec: RunSpec) -> Computing:
     steps = [0] * context.n_nodes
     n_shards = spec.config.n_shards
     more = min(SHARDS, n_shards - 1)
-    first_s = fastest(lambda: context.score(messages, steps, [0], 0))
-    several_s = fastest(lambda: context.score(messages, steps, range(more + 1), 0))
+    first_s, several_s = seconds(
+        lambda: context.score(messages, steps, [0], 0),
+        lambda: context.score(messages, steps, range(more + 1), 0),
+    )
     shard_s = (several_s - first_s) / more
     spent = []
     for k in range(ROUNDS):
@@ -163,12 +185,12 @@ def computing(spec: RunSpec) -> Computing:
     return Computing(update_s, max(first_s - shard_s, 0.0), shard_s * n_shards)
 
 
-def fastest(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of some calls, after one that is not timed."""
-    work()
-    found = []
-    for _ in range(BEST_OF):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+def seconds(*works: Callable[[], object]) -> list[float]:
+    """Median seconds of calls that take turns, after one of each that is not timed."""
+    spent: list[list[float]] = [[] for _ in works]
+    for _ in range(TIMES + 1):
+        for work, found in zip(works, spent, strict=True):
+            start = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - start)
+    return [statistics.median(found[1:]) for found in spent]
