@@ -77,8 +77,8 @@ class ResidentData:
         self._scaled: tuple[Tensor, Tensor] | None = None
         self.n_train = store.n_train
         self.n_loss = self.count(store, config)
-        self._ready: OrderedDict[tuple[str, int, int], list[tuple[Tensor, Tensor]]]
-        self._ready = OrderedDict()
+        self._ready: dict[tuple[str, int, int], list[tuple[Tensor, Tensor]]] = {}
+        self._newest = -1  # draw of the scoring subset
         self._dealt: tuple[tuple[str, int], list[np.ndarray]] = (("", -1), [])
         self._lock = threading.Lock()
         self._walks: dict[int, Walks] = {}
@@ -139,14 +139,19 @@ class ResidentData:
         key = (split, shard, subset)
         with self._lock:
             if key not in self._ready:
+                if split == "loss" and subset > self._newest:
+                    self._forget(subset)
                 part = self._parts(split, subset)[shard]
                 size = self._config.batch_size
                 cuts = range(0, len(part), size)
                 self._ready[key] = [self._take(split, part[i : i + size]) for i in cuts]
-                old = [k for k in self._ready if k[0] == "loss" and k[2] < subset - 1]
-                for stale in old:
-                    del self._ready[stale]
             return self._ready[key]
+
+    def _forget(self, newest: int) -> None:
+        """Let go of the draws before the last but one, once for each new draw."""
+        self._newest = newest
+        kept = self._ready.items()
+        self._ready = {k: v for k, v in kept if k[0] != "loss" or k[2] >= newest - 1}
 
     def _parts(self, split: Split, subset: int) -> list[np.ndarray]:
         """Sample indices of all shards; those of the newest draw are kept."""
