@@ -21,9 +21,9 @@ from pipeline.context import RunSpec, context_of
 from pipeline.engines import OnDask
 from pipeline.virtual import Costs
 
-TIMES = 7  # that a computation is timed; the median counts
-SHARDS = 64  # that are timed beside the first
-ROUNDS = 60  # of updates; the last ten are timed
+TIMES = 9  # that a computation is timed
+SHARDS = 64  # at most that are timed at once
+ROUNDS = 60  # of updates; the last are timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,8 @@ def async_costs(own: Computing, moving: Moving) -> Costs:
 def own_costs(specs: dict[str, RunSpec], n_workers: int) -> dict[str, Computing]:
     """Measure runs' own work on workers that all do it at once, as in a run.
 
-    They share a host's memory and caches: two of them take longer than one alone.
+    They share a host's memory and caches, so that two take longer than one alone, and a
+    version waits for the last of them: the slowest counts, each time anew.
     """
     found = {}
     with open_cluster(local(n_workers)) as cluster:
@@ -102,7 +103,8 @@ def own_costs(specs: dict[str, RunSpec], n_workers: int) -> dict[str, Computing]
                 for at in cluster.workers()
             ]
             wait(futures, timeout=LIMIT_S)
-            found[name] = mean(cluster.client.gather(futures))
+            spent = np.array(cluster.client.gather(futures)).max(0).mean(1)
+            found[name] = computing_of(*spent, spec.config.n_shards)
     return found
 
 
@@ -158,21 +160,19 @@ def between(cluster: Cluster, spec: RunSpec) -> float:
     return max(short_s - (long_s - short_s) / (ROUNDS - 1), 0.0)
 
 
-def computing(spec: RunSpec) -> Computing:
-    """Time updates, and a share of one shard against one of several, on a worker."""
+def computing(spec: RunSpec) -> np.ndarray:
+    """(3, TIMES) seconds of an update, of a share of one shard, and of several."""
     context = context_of(spec)
     states, _ = context.start()
     messages = {node: message for node, (_, message) in states.items()}
     steps = [0] * context.n_nodes
-    n_shards = spec.config.n_shards
-    more = min(SHARDS, n_shards - 1)
+    several = range(several_of(spec.config.n_shards))
     version = itertools.count()  # a new one draws new samples, as in a run
-    first_s, several_s = seconds(
+    shares = seconds(
         lambda: context.score(messages, steps, [0], next(version)),
-        lambda: context.score(messages, steps, range(more + 1), next(version)),
+        lambda: context.score(messages, steps, several, next(version)),
     )
-    shard_s = (several_s - first_s) / more
-    spent = []
+    updates = []
     for k in range(ROUNDS):
         rng = np.random.default_rng(k)
         losses = 2.3 + 0.01 * rng.normal(size=spec.config.algorithm.n_probes)
@@ -182,17 +182,29 @@ def computing(spec: RunSpec) -> Computing:
         for node, (state, _) in states.items():
             new, message, _ = context.update(node, k, state, record)
             states[node] = (new, message)
-        spent.append((time.perf_counter() - start) / context.n_nodes)
-    update_s = statistics.median(spent[-10:])
+        updates.append((time.perf_counter() - start) / context.n_nodes)
+    return np.array([updates[-TIMES:], *shares])
+
+
+def several_of(n_shards: int) -> int:
+    """How many shards of a score are timed at once."""
+    return min(SHARDS, n_shards)
+
+
+def computing_of(
+    update_s: float, first_s: float, several_s: float, n_shards: int
+) -> Computing:
+    """What an update, a share of one shard and one of several say of all shares."""
+    shard_s = (several_s - first_s) / (several_of(n_shards) - 1)
     return Computing(update_s, max(first_s - shard_s, 0.0), shard_s * n_shards)
 
 
-def seconds(*works: Callable[[], object]) -> list[float]:
-    """Median seconds of calls that take turns, after one of each that is not timed."""
+def seconds(*works: Callable[[], object]) -> list[list[float]]:
+    """Seconds of calls that take turns, after one of each that is not timed."""
     spent: list[list[float]] = [[] for _ in works]
     for _ in range(TIMES + 1):
         for work, found in zip(works, spent, strict=True):
             start = time.perf_counter()
             work()
             found.append(time.perf_counter() - start)
-    return [statistics.median(found[1:]) for found in spent]
+    return [found[1:] for found in spent]
