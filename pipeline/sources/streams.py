@@ -103,6 +103,11 @@ def md5_of(path: Path) -> str:
 
 def require_file(path: Path) -> None:
     """Raise ``FileNotFoundError`` unless ``path`` is a file."""
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"`source` must be a file; got the folder {path}. Name the file in it "
+            "after --from."
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"`source` must be an existing file; got {path}. Check the path "
