@@ -217,9 +217,10 @@ def largest(options: argparse.Namespace, rank: int) -> int:
             model, draw = population(options, k, rank)
             evaluate(options, model, draw())
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
             break
         fits, k = k, 2 * k
+    # Trainings follow in other processes, and here nothing refers to probes any more.
+    torch.cuda.empty_cache()
     return fits
 
 

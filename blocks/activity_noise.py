@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from blocks.algorithm import step_rng
+from blocks.signs import signs_of
 
 NoiseKind = Literal["sign", "gaussian"]
 NoiseKey = tuple[int, int, int]  # run seed, version, shard · 2^16 + batch
@@ -109,26 +109,12 @@ def noise_of(algorithm: object) -> ActivityNoise | None:
 def _signs(
     rng: np.random.Generator, shape: tuple[int, ...], std: float, device: torch.device
 ) -> Tensor:
-    """±σ, one random bit an entry: every byte looks up its eight numbers."""
+    """±σ, one random bit an entry."""
     size = math.prod(shape)
     n_bytes = -(-size // 8)
     raw = rng.bit_generator.random_raw(-(-n_bytes // 8))
     octets = raw.astype("<u8", copy=False).view(np.uint8)[:n_bytes]
-    values = torch.empty((n_bytes, 8), device=device)
-    if device.type == "cpu":
-        np.take(_eights(std), octets, axis=0, out=values.numpy(), mode="clip")
-    else:
-        table = torch.from_numpy(_eights(std)).to(device)
-        indices = torch.from_numpy(octets).to(device).to(torch.int32)
-        torch.index_select(table, 0, indices, out=values)
-    return values.view(-1)[:size].view(shape)
-
-
-@lru_cache(maxsize=8)
-def _eights(std: float) -> np.ndarray:
-    """(256, 8) float32: the signs that a byte stands for, times σ."""
-    octets = np.arange(256, dtype=np.uint8)[:, None]
-    return np.where(np.unpackbits(octets, axis=1), std, -std).astype(np.float32)
+    return signs_of(octets, std, device).view(-1)[:size].view(shape)
 
 
 def _normals(

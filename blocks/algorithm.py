@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 Payload = tuple[Tensor, ...]  # what a node sends to those that listen to it
 Scalars = tuple[tuple[float, ...], ...]  # by node: what everybody is told
 
+# Metadata of a state's field whose tensors stay in host memory, whatever the device:
+# ``losses: Tensor = field(metadata=HOST)``. All others are put on the run's device.
+HOST = {"host": True}
+
 SERVER = -1  # the inbox's key of the model that a server holds
 
 
@@ -270,7 +274,7 @@ class Algorithm(Protocol[S]):
     not modified; same inputs give the same outputs bit for bit. States are frozen
     dataclasses whose fields are tensors, numpy arrays, numbers, strings, None, tuples
     of these, or other frozen dataclasses, so that a checkpoint needs arrays and JSON
-    only.
+    only. Restored tensors are on the run's device, but those of fields marked ``HOST``.
     """
 
     kind: str

@@ -14,6 +14,9 @@ from blocks.layout import Layout
 Form = Literal["auto", "loop", "vmap", "bmm", "pairs"]
 
 _WIDEST = 65_536  # entries of a first weight up to which "bmm" beats the loop
+_PASSES_AT_ONCE = (
+    16_384  # of "vmap": vectors × samples, alive at once
+)
 _VECTORS_AT_ONCE = 16  # of "bmm" on a CPU: more leave the cache, fewer gain less
 
 _ELEMENTWISE = (
@@ -141,15 +144,19 @@ def is_perceptron(module: nn.Module) -> bool:
 
 
 def vmap_logits(module: nn.Module, layout: Layout, thetas: Tensor, x: Tensor) -> Tensor:
-    """(K, n, n_classes) logits by ``torch.func.vmap`` over parameter vectors."""
+    """(K, n, n_classes) logits by ``torch.func.vmap`` over parameter vectors.
 
-    def one(theta: Tensor) -> Tensor:
+    Activations of all K exist at once: samples come in parts.
+    """
+
+    def one(theta: Tensor, part: Tensor) -> Tensor:
         named = {s.name: theta[s.start : s.stop].view(s.shape) for s in layout.segments}
-        logits: Tensor = functional_call(module, named, (x,))
+        logits: Tensor = functional_call(module, named, (part,))
         return logits
 
-    many: Tensor = vmap(one)(thetas)
-    return many.contiguous()
+    parts = x.split(max(_PASSES_AT_ONCE // len(thetas), 1))
+    many = [vmap(one, in_dims=(0, None))(thetas, part) for part in parts]
+    return torch.cat(many, 1).contiguous()
 
 
 def bmm_logits(module: nn.Module, layout: Layout, thetas: Tensor, x: Tensor) -> Tensor:

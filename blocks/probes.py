@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blocks.algorithm import step_rng
+from blocks.signs import signs_of
 
 ProbeKind = Literal["sign", "gaussian"]
 
@@ -84,15 +85,15 @@ def directions(
             "Score the point itself where no probes are wanted."
         )
     rng = step_rng(seed, node, step, purpose=_PURPOSE)
+    # Torch's own memory: the same alignment in every process.
+    values = torch.empty((n_pairs, size), device=device)
     if kind == "sign":
-        values = _signs(rng, n_pairs, size)
-    elif kind == "gaussian":
-        values = rng.standard_normal((n_pairs, size), dtype=np.float32)
-    else:
-        allowed = ", ".join(f'"{name}"' for name in get_args(ProbeKind))
-        raise ValueError(f"`kind` must be one of {allowed}; got {kind!r}. Choose one.")
-    # A copy into torch's own memory: the same alignment in every process.
-    return torch.empty((n_pairs, size), device=device).copy_(torch.from_numpy(values))
+        return _signs(rng, values)
+    if kind == "gaussian":
+        drawn = rng.standard_normal((n_pairs, size), dtype=np.float32)
+        return values.copy_(torch.from_numpy(drawn))
+    allowed = ", ".join(f'"{name}"' for name in get_args(ProbeKind))
+    raise ValueError(f"`kind` must be one of {allowed}; got {kind!r}. Choose one.")
 
 
 def probe_points(point: Tensor, std: float, dirs: Tensor) -> Tensor:
@@ -130,18 +131,18 @@ def probe_points(point: Tensor, std: float, dirs: Tensor) -> Tensor:
     return points
 
 
-def _signs(rng: np.random.Generator, n_rows: int, size: int) -> np.ndarray:
-    """(n_rows, size) float32 of ±1: one random bit an entry, rows start at a byte."""
+def _signs(rng: np.random.Generator, out: Tensor) -> Tensor:
+    """Fill ``out`` (n, d) with ±1: one random bit an entry, rows start at a byte."""
+    n_rows, size = out.shape
     row_bytes = -(-size // 8)
     raw = np.frombuffer(rng.bytes(n_rows * row_bytes), dtype=np.uint8)
-    octets = _SIGNS_OF_BYTE[raw].reshape(n_rows, 8 * row_bytes)
-    signs: np.ndarray = octets[:, :size]
-    return signs
+    octets = raw.reshape(n_rows, row_bytes)
+    at_once = max(_ENTRIES_AT_ONCE // size, 1)
+    for start in range(0, n_rows, at_once):
+        rows = octets[start : start + at_once]
+        values = signs_of(rows.reshape(-1).copy(), 1.0, out.device)
+        out[start : start + at_once] = values.view(len(rows), -1)[:, :size]
+    return out
 
 
-# (256, 8) float32: a byte's bits, most significant first, 0 → −1 and 1 → +1
-_SIGNS_OF_BYTE = (
-    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)
-    * 2.0
-    - 1.0
-)
+_ENTRIES_AT_ONCE = 1 << 20  # 4 MiB of numbers beside the result

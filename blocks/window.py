@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from blocks.algorithm import HOST
 
 _ALIGN = 16  # float32 values in 64 bytes: every row starts at the same alignment
 
@@ -77,9 +79,10 @@ class Window:
 
     anchor: Tensor  # (d,) float32, parameters
     rows: Tensor  # (n, d) float32, scored parameters minus the anchor
-    losses: Tensor  # (n,) float64 on the host, J
-    subsets: Tensor  # (n,) int64 on the host, draw of the scoring subset behind each J
-    gram: Tensor  # (n, n) float64 on the host, G = rows · rows'
+    losses: Tensor = field(metadata=HOST)  # (n,) float64 on the host, J
+    # (n,) int64 on the host, draw of the scoring subset behind each J
+    subsets: Tensor = field(metadata=HOST)
+    gram: Tensor = field(metadata=HOST)  # (n, n) float64 on the host, G = rows · rows'
     n_since_anchor: int  # rows appended since the anchor was last moved
 
     @classmethod
@@ -155,8 +158,9 @@ class Window:
     def gram_about(self, centre: Tensor) -> Tensor:
         """(n, n) float64 Gram matrix of the pairs minus ``centre`` (d,)."""
         offset = centre - self.anchor
-        shift = (self.rows @ offset).to("cpu", torch.float64)
-        square = torch.dot(offset, offset).to("cpu", torch.float64)
+        square = torch.dot(offset, offset)
+        found = torch.cat([self.rows @ offset, square[None]]).to("cpu", torch.float64)
+        shift, square = found[:-1], found[-1]
         return self.gram - shift[:, None] - shift[None, :] + square
 
     def groups(self) -> Tensor:

@@ -169,9 +169,10 @@ def _worker_sets(
         yield "dask-worker", ["--nworkers", str(workers)], {}
         return
     from pipeline.cluster import visible_gpus
+    from pipeline.device import CUBLAS
 
     for i, gpu in enumerate(visible_gpus()):
-        own = {"CUDA_VISIBLE_DEVICES": gpu, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        own = {"CUDA_VISIBLE_DEVICES": gpu, **CUBLAS}
         yield f"dask-worker-gpu{i}", ["--resources", "GPU=1"], own
 
 

@@ -17,6 +17,7 @@ from distributed import Client, LocalCluster, Nanny, Scheduler, Security, SpecCl
 from pipeline.cluster_adapt import Bounds, OperatorBounds, adapt
 from pipeline.cluster_config import ClusterConfig
 from pipeline.cluster_queues import start_jobs, start_pods
+from pipeline.device import CUBLAS
 from pipeline.greeting import greeted
 
 HERE = "127.0.0.1"
@@ -131,14 +132,16 @@ def _local_cuda(config: ClusterConfig, security: Security | None) -> Any:
             "--device cpu, or install a CUDA build of torch on a machine with a GPU."
         )
     gpus = gpus[: config.workers]
+    offered = {name: 1 for name in ("GPU", config.resource) if name}
     protocol = None if security is None else "tls://"
     try:
         from dask_cuda import LocalCUDACluster
     except ImportError:
-        return _one_nanny_per_gpu(gpus, security, protocol)
+        return _one_nanny_per_gpu(gpus, offered, security, protocol)
     return LocalCUDACluster(
         CUDA_VISIBLE_DEVICES=",".join(gpus),
         threads_per_worker=1,
+        resources=offered,
         dashboard_address=f"{HERE}:0",
         security=security,
         protocol=protocol,
@@ -146,18 +149,19 @@ def _local_cuda(config: ClusterConfig, security: Security | None) -> Any:
 
 
 def _one_nanny_per_gpu(
-    gpus: list[str], security: Security | None, protocol: str | None
+    gpus: list[str],
+    offered: dict[str, int],
+    security: Security | None,
+    protocol: str | None,
 ) -> Any:
     workers = {
         i: {
             "cls": Nanny,
             "options": {
                 "nthreads": 1,
-                "env": {
-                    "CUDA_VISIBLE_DEVICES": gpu,
-                    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-                },
-                "resources": {"GPU": 1},
+                "env": {"CUDA_VISIBLE_DEVICES": gpu, **CUBLAS},
+                "memory_limit": 1.0 / len(gpus),  # of this machine's
+                "resources": offered,
                 "security": security,
                 "protocol": protocol,
             },

@@ -35,6 +35,7 @@ from blocks.team import Team
 from pipeline.batches import ResidentData, Split
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore, open_store
+from pipeline.device import prepare
 from pipeline.memory import keep_freed
 from pipeline.scoring import Scored, score_shards
 from pipeline.standardise import Standardisation
@@ -64,7 +65,7 @@ class Context:
         self.config = config
         self.algorithm = config.algorithm
         self.device = torch.device(config.device)
-        use_threads(config)
+        prepare(config)
         module = build_model(
             config.model.name,
             store.image_shape,
@@ -274,23 +275,14 @@ class Context:
                     logits = self.model.forward(params, inputs, buffers)
                     losses = self.loss_function(logits, targets).double().sum()
                     correct = (logits.argmax(1) == targets).sum()
-                    sums[row] += [float(losses), int(correct), len(targets)]
+                    both = torch.stack([losses, correct.double()]).cpu().numpy()
+                    sums[row] += [*both, len(targets)]
         return sums
 
 
 def _loss_of(message: Message) -> float:
     loss = message.scalars[0]
     return loss if math.isfinite(loss) else math.inf
-
-
-def use_threads(config: RunConfig) -> None:
-    """Set torch's thread count, and deterministic kernels on CUDA."""
-    if torch.get_num_threads() != config.threads:
-        torch.set_num_threads(config.threads)
-    if config.device == "cuda":
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
 
 
 _CACHE: dict[str, Context] = {}
@@ -309,7 +301,7 @@ def context_of(spec: RunSpec) -> Context:
         _CACHE[key] = found
         while len(_CACHE) > _KEPT:
             _CACHE.pop(next(iter(_CACHE)))
-    use_threads(spec.config)
+    prepare(spec.config)
     return found
 
 

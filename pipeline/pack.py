@@ -71,11 +71,11 @@ def tensor(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tenso
     if array.ndim == 2:
         per_row = max(ROW_BYTES // array.dtype.itemsize, 1)
         stride = -(-array.shape[1] // per_row) * per_row
-        copy = torch.empty((array.shape[0], stride), dtype=dtype)[:, : array.shape[1]]
+        shape = (array.shape[0], stride)
+        copy = torch.empty(shape, dtype=dtype, device=device)[:, : array.shape[1]]
     else:
-        copy = torch.empty(array.shape, dtype=dtype)
-    copy.numpy()[...] = array
-    return copy.to(device)
+        copy = torch.empty(array.shape, dtype=dtype, device=device)
+    return copy.copy_(torch.from_numpy(np.require(array, requirements="W")))
 
 
 def host(values: torch.Tensor) -> np.ndarray:
@@ -138,9 +138,10 @@ def _unpack(
         ]
         return dict(pairs)
     kind = _dataclass(tree["type"])
-    return kind(
-        **{k: _unpack(v, arrays, device, known) for k, v in tree["fields"].items()}
-    )
+    host = {f.name for f in dataclasses.fields(kind) if f.metadata.get("host")}
+    places = {k: torch.device("cpu") if k in host else device for k in tree["fields"]}
+    fields = tree["fields"].items()
+    return kind(**{k: _unpack(v, arrays, places[k], known) for k, v in fields})
 
 
 def _dataclass(name: str) -> type[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blocks.algorithm import LossRecord, Message
 from pipeline.config import RunConfig
-from pipeline.context import Context, RunSpec, use_threads
+from pipeline.context import Context, RunSpec
 from pipeline.data_store import open_store
 from pipeline.executor import ScoreTask
 from pipeline.initial import initial_values
@@ -87,7 +87,6 @@ def _context(ds: xr.Dataset, results: Path) -> Context:
         params,
         buffers,
     )
-    use_threads(config)
     return Context(spec, data)
 
 

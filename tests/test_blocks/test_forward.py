@@ -77,6 +77,17 @@ def test_logits_many__all_forms_agree(name, options, n_thetas):
         assert torch.equal(got, model.logits_many(thetas, x, form)), form
 
 
+def test_logits_many__vmap_takes_many_samples_in_parts(monkeypatch):
+    model = flat_model("lenet")
+    thetas, x = perturbed(model, 3), images(7)
+    whole = model.logits_many(thetas, x, "vmap")
+    monkeypatch.setattr("blocks.batched._PASSES_AT_ONCE", 6)
+    parts = model.logits_many(thetas, x, "vmap")
+    assert parts.shape == whole.shape
+    assert parts.is_contiguous()
+    assert torch.allclose(parts, whole, atol=1e-5)
+
+
 def test_logits_many__bmm_takes_nested_sequences_no_bias_and_dropout():
     module = nn.Sequential(
         nn.Flatten(),

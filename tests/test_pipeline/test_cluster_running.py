@@ -110,7 +110,7 @@ def test_cuda__starts_one_worker_a_gpu_which_sees_no_other(
     monkeypatch.setattr("pipeline.cluster_kinds.visible_gpus", lambda: ["3", "5", "6"])
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     tls = certificates if encrypted else None
-    config = ClusterConfig(kind="cuda", workers=2, tls=tls, resource="GPU")
+    config = ClusterConfig(kind="cuda", workers=2, tls=tls, resource="card")
 
     def sees() -> str:
         return os.environ["CUDA_VISIBLE_DEVICES"]

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from blocks.optimisers import Adam
+from blocks.window import Window
 from pipeline.pack import load, pack, save, tensor, unpack
 
 
@@ -47,6 +48,15 @@ def test_pack__a_state_comes_back_bit_for_bit_through_json() -> None:
         assert a.dtype == b.dtype
     assert (back.scale, back.named, back.inner.note) == (math.inf, {3: True}, None)
     np.testing.assert_array_equal(back.index, np.arange(3))
+
+
+def test_unpack__puts_tensors_on_the_device_but_those_of_the_host() -> None:
+    window = Window.empty(torch.zeros(3)).append(torch.ones(2, 3), [0.5, 0.4], 0, 4)
+    back = unpack(*pack(window), torch.device("meta"))
+    on_device = {back.anchor.device.type, back.rows.device.type}
+    on_host = {t.device.type for t in (back.losses, back.subsets, back.gram)}
+    assert (on_device, on_host) == ({"meta"}, {"cpu"})
+    assert back.rows.stride() == (16, 1)  # rows start at 64 bytes
 
 
 def test_pack__arrays_are_copies_of_the_state() -> None:
