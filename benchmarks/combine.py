@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _command import TYPED
 
 GOAL_S, GOAL_MB = 20.0, 1024.0
 LENGTHS = (25, 50, 75, 100)
@@ -34,7 +35,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000, help="how many stores")
     parser.add_argument("--repeats", type=int, default=3, help="processes measured")
     options = parser.parse_args()
-    command = f"python {' '.join(sys.argv)}"
     with tempfile.TemporaryDirectory(prefix="ndcao-combine-") as name:
         make_stores(Path(name), options.runs)
         found = [measured(Path(name)) for _ in range(options.repeats)]
@@ -53,7 +53,7 @@ def main() -> None:
             "value": round(value, 2),
             "goal": goal,
             "ok": value <= goal,
-            "command": command,
+            "command": TYPED,
             "n_runs": options.runs,
             "spread": [round(min(values), 2), round(max(values), 2)],
         }

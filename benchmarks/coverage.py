@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 
 import numpy as np
+from _command import TYPED
 
 GOALS = (0.92, 0.97)
 SIZES = (3, 5, 10, 30)
@@ -24,7 +24,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=2000, help="samples a figure")
     options = parser.parse_args()
-    command = f"python {' '.join(sys.argv)}"
     lines = []
     for case, (draw, truths) in CASES.items():
         for name, ends in METHODS.items():
@@ -35,7 +34,7 @@ def main() -> None:
             texts = "  ".join(f"n = {n}: {share:.3f}" for n, share in found.items())
             print(f"{case:10} {name:19} {texts}")
             if case == "normal" and name != "percentile":
-                lines += [figure(name, n, found[n], command) for n in (5, 10, 30)]
+                lines += [figure(name, n, found[n]) for n in (5, 10, 30)]
     for line in lines:
         print(line)
 
@@ -47,7 +46,7 @@ def coverage(ends: Ends, draw: Draw, truth: float, n: int, repeats: int) -> floa
     return float(np.mean([low <= truth <= high for low, high in both]))
 
 
-def figure(name: str, n: int, share: float, command: str) -> str:
+def figure(name: str, n: int, share: float) -> str:
     """Return one figure as JSON."""
     return json.dumps(
         {
@@ -55,7 +54,7 @@ def figure(name: str, n: int, share: float, command: str) -> str:
             "value": round(share, 4),
             "goal": list(GOALS),
             "ok": GOALS[0] <= share <= GOALS[1],
-            "command": command,
+            "command": TYPED,
         }
     )
 

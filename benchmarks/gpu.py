@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _command import TYPED
 from minute_mnist import METHODS, MLP, SGD, Method, ndcao, settings
 from torch import Tensor
 
@@ -101,7 +102,7 @@ def shares(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "value": round(done / seconds / rate, 3),
                 "goal": GOAL,
                 "ok": done / seconds / rate >= GOAL,
-                "command": command(options),
+                "command": TYPED,
                 "device": name_of(options.device),
                 "loss_values_per_s": round(options.probes / seconds),
                 "with_drawing_per_s": round(options.probes / (seconds + drawing)),
@@ -202,7 +203,7 @@ def sizes(options: argparse.Namespace) -> dict[str, Any]:
         "name": "gpu.largest_population",
         "value": fit[0],
         "rank1": fit[1],
-        "command": command(options),
+        "command": TYPED,
         "device": name_of(options.device),
         "tried_up_to": options.most,
         "parameters": population(options, 2, 0)[0].n_params,
@@ -249,7 +250,7 @@ def accuracies(options: argparse.Namespace) -> list[dict[str, Any]]:
                     "value": accuracy,
                     "minus_back_propagation": round(accuracy - found["sgd"], 4),
                     "seconds": options.seconds,
-                    "command": command(options),
+                    "command": TYPED,
                     "device": name_of(options.device),
                 }
                 for method, accuracy in found.items()
@@ -268,11 +269,6 @@ def trained(
     run = ndcao(home, *words, "--budget", budget)
     print(f"{data}, {method.name}: {run['test_accuracy']} after {samples:,} samples")
     return float(run["test_accuracy"])
-
-
-def command(options: argparse.Namespace) -> str:
-    """What was typed, as far as the figures depend on it."""
-    return f"python benchmarks/gpu.py --device {options.device}"
 
 
 def name_of(device: str) -> str:

@@ -26,6 +26,8 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from _command import TYPED
+
 ROOT = Path(__file__).resolve().parents[1]
 GOAL_S = 3.0
 GOAL_MB = 400.0
@@ -112,7 +114,7 @@ def line(name: str, value: float, goal: float, **more: object) -> None:
         "value": round(value, 3),
         "goal": goal,
         "ok": value <= goal,
-        "command": " ".join(["python", "benchmarks/ingest.py", *sys.argv[1:]]),
+        "command": TYPED,
         **more,
     }
     print(json.dumps(figure))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from _command import TYPED
 from _mnist import mnist_parser, parsed
 
 PILOT_S = 6.0
@@ -164,7 +165,7 @@ def line(method: Method, found: dict[str, list[float]]) -> dict[str, Any]:
         "value": round(value, 4),
         "goal": method.goal,
         "ok": value >= (method.goal or 0.0),
-        "command": f"python benchmarks/minute_mnist.py --only {method.name}",
+        "command": TYPED,
         "spread": [round(min(runs), 4), round(max(runs), 4)],
         "seeds": len(runs),
         "seconds": method.seconds,

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from _command import TYPED
 from _mnist import mnist_parser, parsed
 
 GOAL = 0.92
@@ -87,7 +88,7 @@ def line(name: str, facts: dict[str, Any], goal: float, seed: int) -> str:
         "value": round(value, 4),
         "goal": goal,
         "ok": value >= goal,
-        "command": "python benchmarks/nd_cao_mnist.py",
+        "command": TYPED,
         "seed": seed,
         **{k: v for k, v in facts.items() if k != "test_accuracy"},
     }

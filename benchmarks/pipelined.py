@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from _command import TYPED
 
-COMMAND = "python benchmarks/pipelined.py"
 GOAL = 0.8
 BLOCKS = [
     r"fc1\..*",
@@ -52,7 +52,7 @@ def main() -> None:
         "value": round(value, 3),
         "goal": GOAL,
         "ok": value >= GOAL,
-        "command": f"{COMMAND} --waves {options.waves} --wave {options.wave}",
+        "command": TYPED,
         "spread": [round(min(pairs), 3), round(max(pairs), 3)],
     }
     print(json.dumps(line))

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _command import TYPED
 from torch import Tensor
 from torch.nn import functional
 
@@ -231,7 +232,7 @@ def line(
         "value": round(ratio, 2),
         "goal": goal,
         "ok": ratio >= goal,
-        "command": "python benchmarks/probes.py",
+        "command": TYPED,
         "values_per_s": round(statistics.median(rates[ours])),
         "reference_per_s": round(statistics.median(rates[theirs])),
         "turns": len(each),

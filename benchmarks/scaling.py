@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from _command import TYPED
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -35,7 +35,6 @@ from pipeline.virtual import Costs
 WORKERS = tuple(2**i for i in range(11))
 TOLERANCE = 0.15
 GOAL_SPEEDUP = 1.4
-COMMAND = shlex.join(["python", "benchmarks/scaling.py", *sys.argv[1:]])
 WAIT_SAMPLES = 600  # of a score of the waiting network
 
 
@@ -253,7 +252,7 @@ def line(
         "value": round(float(value), 3),
         "goal": goal,
         "ok": bool(ok),
-        "command": COMMAND,
+        "command": TYPED,
         **more,
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _command import TYPED
 
 from blocks.algorithm import Information, LossRecord, Node, Observation, step_rng
 from blocks.nd_cao import NDCAO
@@ -63,7 +64,7 @@ def measure(options: argparse.Namespace, estimator: str) -> str:
         "value": round(ratio, 1),
         "goal": GOAL,
         "ok": ratio >= GOAL,
-        "command": "python benchmarks/screening.py",
+        "command": TYPED,
     }
     return json.dumps(figure)
 

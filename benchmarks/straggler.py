@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from _command import TYPED
 from _mnist import mnist_parser, parsed
 
 GOAL = 0.5
@@ -129,7 +130,7 @@ def ratio(
         "value": round(value, 3),
         "goal": GOAL,
         "ok": value <= GOAL,
-        "command": f"python benchmarks/straggler.py --only {method.name}",
+        "command": TYPED,
         "spread": [round(min(found), 3), round(max(found), 3)],
         "delay_s": round(delay_s, 4),
         "versions": method.versions,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _command import TYPED
 from _mnist import mnist_parser, parsed
 from scipy import stats
 
@@ -233,7 +234,7 @@ def figure(kind: str, title: str, row: dict[str, Any], goal: float) -> dict[str,
         "value": round(row["mean"], 4),
         "goal": goal,
         "ok": row["mean"] >= goal,
-        "command": "python benchmarks/systems_mnist.py",
+        "command": TYPED,
         "budget": title,
     }
 

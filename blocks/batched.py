@@ -14,9 +14,7 @@ from blocks.layout import Layout
 Form = Literal["auto", "loop", "vmap", "bmm", "pairs"]
 
 _WIDEST = 65_536  # entries of a first weight up to which "bmm" beats the loop
-_PASSES_AT_ONCE = (
-    16_384  # of "vmap": vectors × samples, alive at once
-)
+_PASSES_AT_ONCE = 16_384  # of "vmap": vectors × samples, alive at once
 _VECTORS_AT_ONCE = 16  # of "bmm" on a CPU: more leave the cache, fewer gain less
 
 _ELEMENTWISE = (
