@@ -78,7 +78,7 @@ class ResidentData:
         self.n_train = store.n_train
         self.n_loss = self.count(store, config)
         self._ready: dict[tuple[str, int, int], list[tuple[Tensor, Tensor]]] = {}
-        self._newest = -1  # draw of the scoring subset
+        self._draw = -1  # of the scoring subset, the last one wanted
         self._dealt: tuple[tuple[str, int], list[np.ndarray]] = (("", -1), [])
         self._lock = threading.Lock()
         self._walks: dict[int, Walks] = {}
@@ -139,19 +139,26 @@ class ResidentData:
         key = (split, shard, subset)
         with self._lock:
             if key not in self._ready:
-                if split == "loss" and subset > self._newest:
-                    self._forget(subset)
+                if split == "loss" and subset != self._draw:
+                    self._turn_to(subset)
                 part = self._parts(split, subset)[shard]
                 size = self._config.batch_size
                 cuts = range(0, len(part), size)
                 self._ready[key] = [self._take(split, part[i : i + size]) for i in cuts]
             return self._ready[key]
 
-    def _forget(self, newest: int) -> None:
-        """Let go of the draws before the last but one, once for each new draw."""
-        self._newest = newest
-        kept = self._ready.items()
-        self._ready = {k: v for k, v in kept if k[0] != "loss" or k[2] >= newest - 1}
+    def _turn_to(self, draw: int) -> None:
+        """Keep a draw and its neighbours, and let go of all others.
+
+        Shares of two versions alternate in asynchronous runs; a run that starts anew
+        begins at the first draw again.
+        """
+        self._draw = draw
+        self._ready = {
+            key: batches
+            for key, batches in self._ready.items()
+            if key[0] != "loss" or abs(key[2] - draw) <= 1
+        }
 
     def _parts(self, split: Split, subset: int) -> list[np.ndarray]:
         """Sample indices of all shards; those of the newest draw are kept."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,23 @@ def test_batches__shards_cover_a_split_once_and_in_order(
     _, stored = store.load("train" if split == "loss" else split)
     expected = stored[data.indices(split)]
     np.testing.assert_array_equal(torch.cat(labels).numpy(), expected)
+
+
+@pytest.mark.parametrize("draws", [range(6), (9, 0, 1, 2, 3), (0, 1, 0, 1, 2, 1, 2)])
+def test_batches__of_two_draws_are_kept_whatever_came_before(
+    draws, tiny, context_for
+) -> None:
+    data = context_for(tiny(n_shards=3)).data
+    seen = {
+        draw: [
+            weakref.ref(inputs) for inputs, _ in data.batches("loss", range(3), draw)
+        ]
+        for draw in draws
+    }
+    kept = {
+        draw for draw, refs in seen.items() if any(ref() is not None for ref in refs)
+    }
+    assert kept == set(list(draws)[-2:])
 
 
 def test_batches__pixels_are_standardised_by_the_training_samples(
