@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import make_fields, note, out, print_error, print_json, say
+from flows.console import (
+    make_fields,
+    note,
+    out,
+    print_error,
+    print_json,
+    say,
+    without_warnings,
+)
 from flows.environment import default_results
 from flows.errors import EXIT_FAILED
 
@@ -126,4 +134,4 @@ def _print_fields(fields: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(fields)
     else:
-        out.print(make_fields(fields))
+        out.print(make_fields(without_warnings(fields)))

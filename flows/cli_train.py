@@ -16,6 +16,7 @@ from flows.console import (
     print_error,
     print_json,
     progress_display,
+    without_warnings,
 )
 from flows.environment import default_results
 from flows.errors import EXIT_FAILED, EXIT_INTERRUPTED
@@ -213,7 +214,7 @@ def _finish(line: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(line)
     else:
-        out.print(make_fields(line))
+        out.print(make_fields(without_warnings(line)))
     if line.get("status") == "exists":
         note("this run exists already; train it anew with --again")
     if diverged(line):

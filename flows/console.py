@@ -120,6 +120,11 @@ def make_fields(fields: dict[str, Any]) -> Table:
     return table
 
 
+def without_warnings(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's line for the screen, where its warnings were logged already."""
+    return {name: value for name, value in line.items() if name != "warnings"}
+
+
 def _is_number(value: Any) -> bool:
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     return isinstance(value, int | float) or (kind != "" and kind in "iuf")

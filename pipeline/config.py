@@ -22,6 +22,7 @@ from blocks.precision import Precision
 from pipeline.cluster_config import ClusterConfig as ClusterConfig
 from pipeline.cluster_config import moved
 from pipeline.config_rules import check_consistent
+from pipeline.rules import difference, former, rules_of
 from pipeline.section import Count, Seconds
 from pipeline.section import Section as Section
 
@@ -181,12 +182,31 @@ class RunConfig(Section):
         """``<algorithm>-<mode>-<dataset>-s<seed>-<hash>``.
 
         The hash covers the contents of the data set and of the parameters to start from
-        (``init_sha256``), not the paths where they lie.
+        (``init_sha256``), not the paths where they lie, and the names of the
+        ``pipeline.rules`` that the run follows.
         """
-        payload = {"data": content_sha256, **self.mathematics(), "init": init_sha256}
+        return self._run_id(dataset_name, content_sha256, init_sha256, rules_of(self))
+
+    def former_ids(
+        self, dataset_name: str, content_sha256: str, init_sha256: str = ""
+    ) -> dict[str, str]:
+        """Ids that the same run had in older versions, and what has changed since."""
+        return {
+            self._run_id(dataset_name, content_sha256, init_sha256, rules): difference(
+                self, rules
+            )
+            for rules in former(self)
+        }
+
+    def _run_id(
+        self, name: str, content: str, init: str, rules: tuple[str, ...]
+    ) -> str:
+        payload = {"data": content, **self.mathematics(), "init": init}
+        if rules:
+            payload["rules"] = rules
         text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        return f"{self.algorithm.kind}-{self.mode}-{dataset_name}-s{self.seed}-{digest}"
+        return f"{self.algorithm.kind}-{self.mode}-{name}-s{self.seed}-{digest}"
 
 
 def home() -> Path:

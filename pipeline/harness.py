@@ -20,6 +20,7 @@ from pipeline.journal import Journal
 from pipeline.pack import host
 from pipeline.progress import Progress, Watcher
 from pipeline.record import mean_staleness
+from pipeline.rules import rules_of
 
 PIECE_S = 4.0  # how long a synchronous piece should take
 MAX_ROUNDS_AHEAD = 500
@@ -168,6 +169,7 @@ class Training:
                 "kind": kind,
                 "config": self.config.model_dump_json(),
                 "run_id": self.spec.run_id,
+                "rules": rules_of(self.config),
                 "store": self.spec.store,
                 "content_sha256": self.spec.content_sha256,
                 "n_steps": self.spec.n_steps,

@@ -19,6 +19,7 @@ import xarray as xr
 
 from pipeline.context import Context
 from pipeline.journal import Journal
+from pipeline.rules import rules_of
 from pipeline.schema import VARIABLES, check_schema, variable
 
 PACKAGES = ("ndcao", "torch", "numpy", "dask", "distributed", "zarr", "xarray")
@@ -142,6 +143,7 @@ def _attributes(
         "partition": config.blocks or "all",
         "seed": config.seed,
         "config": config.model_dump_json(),
+        "rules": json.dumps(rules_of(config)),
         "n_steps": context.spec.n_steps,
         "test_accuracy": _number(last.get("test_accuracy")),
         "train_loss": _number(last.get("train_loss")),

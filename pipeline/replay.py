@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from pipeline.initial import initial_values
 from pipeline.pack import host
 from pipeline.record import hardware, package_versions, params_sha256
 from pipeline.replay_replicas import recompute_jobs, recompute_rounds
+from pipeline.rules import difference
 from pipeline.run_store import open_run
 from pipeline.runs import find_run, results_folder, store_path, summary
 from pipeline.store import ensure_store
 from pipeline.updates import published
+
+logger = logging.getLogger(__name__)
 
 ELSEWHERE = 1e-3  # a parameter's difference that another platform's rounding may make
 
@@ -54,8 +58,11 @@ def replay(run: str | Path, *, results: str | Path | None = None) -> dict[str, A
     line = summary(ds)
     recorded = line["params_sha256"]
     same_platform = _same_platform(ds)
-    difference = float(np.abs(host(params) - ds["params"].values).max())
-    near = not same_platform and difference <= ELSEWHERE
+    apart = float(np.abs(host(params) - ds["params"].values).max())
+    near = not same_platform and apart <= ELSEWHERE
+    line["warnings"] = other_rules(ds, context.config)
+    for text in line["warnings"]:
+        logger.warning(text)
     return {
         **line,
         "status": "replayed",
@@ -64,8 +71,23 @@ def replay(run: str | Path, *, results: str | Path | None = None) -> dict[str, A
         "matches": digest == recorded or near,
         "losses_match": losses_match,
         "same_platform": same_platform,
-        "max_difference": difference,
+        "max_difference": apart,
     }
+
+
+def other_rules(ds: xr.Dataset, config: RunConfig) -> list[str]:
+    """Say that a run followed other rules of arithmetic than this version; [] if not.
+
+    The arithmetic of older versions is not kept: such a run cannot be recomputed.
+    """
+    why = difference(config, json.loads(ds.attrs.get("rules", "[]")))
+    if not why:
+        return []
+    return [
+        f"`run` {ds.attrs['run_id']} was recorded under other rules of arithmetic than "
+        f"this version follows ({why}), so its parameters need not come out again. "
+        "Train it anew to have a run that replays."
+    ]
 
 
 def _context(ds: xr.Dataset, results: Path) -> Context:

@@ -152,7 +152,8 @@ def summary(ds: xr.Dataset) -> dict[str, Any]:
     """Return the line that ``ndcao train --json`` prints."""
     names = ("run_id", "store", "status", "stop_reason", "test_accuracy", "train_loss")
     counts = ("n_loss_evals", "n_samples", "wall_time_s", "params_sha256")
-    return {name: ds.attrs.get(name) for name in names + counts}
+    found = {name: ds.attrs.get(name) for name in names + counts}
+    return found | {"warnings": list(ds.attrs.get("warnings", ()))}
 
 
 def load_model(

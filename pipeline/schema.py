@@ -179,12 +179,15 @@ VARIABLES: dict[str, Variable] = {
 _NUMBER, _COUNT, _TEXT = (float, int), (int,), (str,)
 _MAYBE = (float, int, type(None))
 _MARKERS = ("complete", "content_sha256")
-_JSON = ("config", "versions", "hardware", "layout")
+_LATER = ("rules",)  # not in the runs of older versions
+_JSON = ("config", "versions", "hardware", "layout", "rules")
 
 
 def _attributes(*rows: tuple[str, tuple[type, ...], str]) -> dict[str, Attribute]:
     return {
-        name: Attribute(name, types, meaning, name not in _MARKERS, name in _JSON)
+        name: Attribute(
+            name, types, meaning, name not in (*_MARKERS, *_LATER), name in _JSON
+        )
         for name, types, meaning in rows
     }
 
@@ -218,6 +221,7 @@ ATTRIBUTES = _attributes(
     ("versions", _TEXT, "package versions"),
     ("hardware", _TEXT, "processor, cores, memory, devices"),
     ("layout", _TEXT, "names and shapes of the parameters, in order"),
+    ("rules", _TEXT, "changes of arithmetic that the run follows, by name"),
     ("complete", (bool,), "the store's marker, written last"),
     ("content_sha256", _TEXT, "hash of the store's content"),
 )

@@ -41,6 +41,7 @@ from pipeline.pack import host
 from pipeline.progress import Progress, Watcher
 from pipeline.record import params_sha256, to_dataset
 from pipeline.resolve import count_layers, resolve
+from pipeline.rules import difference
 from pipeline.run_store import open_run, write_run
 from pipeline.running import check_blocks, opened, run
 from pipeline.runs import checkpoint_path, find_run, results_folder, store_path
@@ -57,6 +58,7 @@ class _Job:
     data: DataStore
     folder: Path
     again: bool
+    former: dict[str, str]  # ids that the run had in older versions, and why no more
 
     @property
     def store(self) -> Path:
@@ -113,11 +115,32 @@ def train(
             ds = open_run(job.store)
             ds.attrs |= {"status": "exists", "store": str(job.store)}
             return ds
-        saved = None
+        saved, warnings = None, []
         if job.checkpoint.exists() and not again:
             saved = load_checkpoint(job.checkpoint)
+            check_rules(saved, job.spec.config, job.checkpoint)
             logger.info("continuing %s from its checkpoint", job.spec.run_id)
-        return _train(job, saved, progress, stop, began, lend)
+        elif not again:
+            warnings = _of_older_versions(job)
+        ds = _train(job, saved, progress, stop, began, lend)
+        ds.attrs["warnings"] = warnings
+        return ds
+
+
+def _of_older_versions(job: _Job) -> list[str]:
+    """Say which runs there are that an older version would have gone on with."""
+    found = []
+    for run_id, why in job.former.items():
+        kept = store_path(job.folder, run_id), checkpoint_path(job.folder, run_id)
+        for path in kept:
+            if path.exists():
+                found.append(
+                    f"`run` {path.name} is this run as an older version made it "
+                    f"({why}); it stays as it is, and {job.spec.run_id} is trained "
+                    "anew."
+                )
+                logger.warning(found[-1])
+    return found
 
 
 def resume(
@@ -150,6 +173,7 @@ def resume(
     data = json.loads(saved["config"])
     data["cluster"] = moved(data["cluster"], cluster or {})
     config = validate_config(data)
+    check_rules(saved, config, path)
     same = Path(saved["store"])
     store = open_store(same if same.exists() else ensure_store(config.dataset))
     if store.content_sha256 != saved["content_sha256"]:
@@ -166,7 +190,7 @@ def resume(
         saved["params"],
         saved["buffers"],
     )
-    job = _Job(spec, store, folder, again=False)
+    job = _Job(spec, store, folder, again=False, former={})
     with _only(job):
         return _train(job, saved, progress, stop, began)
 
@@ -189,6 +213,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return found
 
 
+def check_rules(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
+    """Refuse a checkpoint whose states follow other rules of arithmetic.
+
+    Raises
+    ------
+    ValueError — naming the rules.
+    """
+    why = difference(config, saved.get("rules", ()))
+    if why:
+        raise ValueError(
+            f"`checkpoint` must follow this version's rules of arithmetic; got {path} "
+            f"of a version with others ({why}). Train the run anew, or finish it with "
+            "the version that began it."
+        )
+
+
 def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
     data = open_store(path)
     config = resolve(config, data)
@@ -196,12 +236,10 @@ def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
     costs = round_costs(config, n_loss, data.n_train, count_layers(config, data))
     n_steps = planned_rounds(config.budget, costs)
     params, buffers = initial_values(config, data, results)
+    init = "" if params is None else params_sha256(params)
+    named = (data.name, data.content_sha256, init)
     spec = RunSpec(
-        config.run_id(
-            data.name,
-            data.content_sha256,
-            "" if params is None else params_sha256(params),
-        ),
+        config.run_id(*named),
         config,
         str(path.resolve()),
         data.content_sha256,
@@ -209,7 +247,8 @@ def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
         params,
         buffers,
     )
-    return _Job(spec, data, results / config.experiment, again)
+    folder = results / config.experiment
+    return _Job(spec, data, folder, again, config.former_ids(*named))
 
 
 def stored(config: RunConfig, *, results: str | Path | None = None) -> Path | None:
