@@ -21,6 +21,7 @@ sha256) and ``chunks`` (file → bytes).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Literal
 from pipeline.arrays import chunk_sizes
 from pipeline.atomic import partial_directory, publish
 from pipeline.data_store import (
+    COVERED,
     DataStore,
     open_store,
     read_attributes,
@@ -47,6 +49,8 @@ __all__ = [
     "open_store",
     "resolve_store",
 ]
+
+ROUNDING = 1e-9  # more than moments of one data set ever differed by
 
 Progress = Callable[[str, int, int], None]  # stage, done, total (0 = unknown)
 
@@ -131,13 +135,11 @@ def ingest(
         )
         new = open_store(partial, verify=False)
         old = _existing(path)
-        status: Literal["created", "replaced", "identical"] = "created"
-        if old is not None and _same(old, new):
-            status = "identical"
-        else:
-            status = "replaced" if path.exists() else "created"
-            publish(partial, path)
-    return _info(path, new, status)
+        if old is not None and _same(path, partial):
+            return _info(path, old, "identical")
+        replaced = path.exists()
+        publish(partial, path)
+    return _info(path, new, "replaced" if replaced else "created")
 
 
 def ensure_store(name_or_path: str | Path, home: Path | None = None) -> Path:
@@ -203,12 +205,22 @@ def _existing(path: Path) -> DataStore | None:
         return None  # absent or broken: about to be replaced
 
 
-def _same(old: DataStore, new: DataStore) -> bool:
-    return (old.content_sha256, old.name, old.verified, old.source) == (
-        new.content_sha256,
-        new.name,
-        new.verified,
-        new.source,
+def _same(old: Path, new: Path) -> bool:
+    """Say whether two whole stores hold the same, but for how moments were rounded.
+
+    Earlier versions computed them in floating point, so that their last digits, and
+    with them the content hash, depended on the machine: such a store keeps its hash.
+    """
+    a, b = read_attributes(old), read_attributes(new)
+    alike = all(
+        a.get(key) == b.get(key)
+        for key in (*COVERED, "name", "verified", "source")
+        if key not in {"mean", "std"}
+    )
+    return alike and all(
+        math.isclose(x, y, rel_tol=ROUNDING, abs_tol=ROUNDING)
+        for key in ("mean", "std")
+        for x, y in zip(a[key], b[key], strict=True)
     )
 
 

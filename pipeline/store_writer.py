@@ -19,49 +19,10 @@ from pipeline.arrays import (
     write_rows,
 )
 from pipeline.data_store import FORMAT, KIND, content_hash
+from pipeline.moments import Moments
 from pipeline.sources.raw import Batch, RawDataset, RawSplit
 
 Progress = Callable[[str, int, int], None]
-
-
-class _Moments:
-    """Mean and variance of each channel, merged piece by piece (Chan et al., 1983)."""
-
-    def __init__(self, n_channels: int, scale: float) -> None:
-        self._scale = scale
-        self._n = 0
-        self._mean = np.zeros(n_channels)
-        self._squares = np.zeros(n_channels)  # sum of squared deviations
-        self._least = np.full(n_channels, np.inf)
-        self._most = np.full(n_channels, -np.inf)
-
-    def add(self, images: np.ndarray) -> None:
-        """Add (m, C, H, W) images."""
-        n = images.size // images.shape[1] if images.size else 0
-        if not n:
-            return
-        for channel in range(images.shape[1]):
-            values = images[:, channel].astype(np.float64).ravel()
-            self._least[channel] = min(self._least[channel], values.min())
-            self._most[channel] = max(self._most[channel], values.max())
-            mean = values.mean()
-            values -= mean
-            apart = mean - self._mean[channel]
-            total = self._n + n
-            self._squares[channel] += values @ values + apart**2 * self._n * n / total
-            self._mean[channel] += apart * n / total
-        self._n += n
-
-    @property
-    def mean(self) -> list[float]:
-        """The mean of each channel."""
-        return [float(value) for value in self._mean / self._scale]
-
-    @property
-    def std(self) -> list[float]:
-        """The standard deviation of each channel; 1 where the channel is constant."""
-        std = np.sqrt(self._squares / max(self._n, 1)) / self._scale
-        return [float(s) for s in np.where(self._least < self._most, std, 1.0)]
 
 
 def write_store(
@@ -102,8 +63,8 @@ def write_store(
             "`val_fraction`."
         )
     group = zarr.create_group(str(folder), attributes={"kind": KIND, "format": FORMAT})
-    scale = 255.0 if raw.dtype == np.uint8 else 1.0
-    moments = _Moments(raw.image_shape[0], scale)
+    scale = 255 if raw.dtype == np.uint8 else 1
+    moments = Moments(raw.image_shape[0], scale)
     count = _Counter("write", sum(counts), progress)
     variables = {
         **_write_split(
@@ -124,7 +85,7 @@ def write_store(
         "n_test": counts[1],
         "mean": moments.mean,
         "std": moments.std,
-        "pixel_scale": scale,
+        "pixel_scale": float(scale),
         "source": raw.source,
         "verified": raw.verified,
         "variables": variables,
@@ -154,7 +115,7 @@ def _write_split(
     split: RawSplit,
     n_samples: int,
     n_counted: int,
-    moments: _Moments,
+    moments: Moments,
     count: _Counter,
 ) -> dict[str, str]:
     """Write one split; return the content hashes of its two variables."""

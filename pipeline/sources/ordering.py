@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 TEST_EVERY = 6  # one sample in six of every class goes to test
@@ -52,4 +54,4 @@ def interleaved(labels: np.ndarray) -> np.ndarray:
 
 def spread(n: int) -> np.ndarray:
     """Return 0…n − 1 in golden-ratio order: neighbours in a file end up far apart."""
-    return np.argsort((np.arange(n) * ((5**0.5 - 1) / 2)) % 1.0, kind="stable")
+    return np.argsort((np.arange(n) * ((math.sqrt(5) - 1) / 2)) % 1.0, kind="stable")
