@@ -126,14 +126,67 @@ def test_fit__duplicate_pairs_are_no_error(estimator):
     assert torch.isfinite(winner.candidate).all()
 
 
-def test_fit_linear__curvature_prior_gives_the_slope_at_the_centre():
-    # Pairs along a line away from the minimum of x²: the plain slope is that of their
-    # middle, the one that expects curvature is that of the centre.
+def exact_fit(window, centre, ridge, curvature=0.0):
+    """Slope on the window's rows in float64, and the error that `fit_linear` states."""
+    rows = window.rows.to(torch.float64)
+    about = rows - (centre - window.anchor).to(torch.float64)
+    n, gram, groups = window.n_pairs, about @ about.T, window.groups()
+    penalty = ridge * float(window.centred(rows).square().sum()) / n
+    kernel = gram + curvature * n / float(gram.trace()) * gram.square()
+    kernel += penalty * torch.eye(n, dtype=torch.float64)
+    inverse = torch.linalg.inv(kernel)
+    intercepts = torch.linalg.solve(
+        groups.T @ inverse @ groups, groups.T @ inverse @ window.losses
+    )
+    dual = inverse @ (window.losses - groups @ intercepts)
+    size = max(float(rows.norm()), float(about.norm()))
+    gain = float(torch.linalg.matrix_norm(about.T @ inverse, 2))
+    error = 4 * 2.0**-24 * size * float(dual.norm()) * (1 + gain * size)
+    return rows.T @ dual, error
+
+
+def line():
+    """Losses x² of nine pairs along a line that starts at the minimum."""
     points = torch.zeros(9, 3)
     points[:, 0] = torch.linspace(0.0, 0.8, 9)
-    losses = points[:, 0].square().tolist()
-    window = window_of(points, losses)
-    plain = fit_linear(window, points[2], 1e-6).gradient[0]
-    curved = fit_linear(window, points[2], 1e-6, 1.0).gradient[0]
-    assert float(plain) == pytest.approx(0.8, abs=1e-3)
-    assert float(curved) == pytest.approx(0.4, abs=1e-3)
+    return window_of(points, points[:, 0].square().tolist()), points[2]
+
+
+def walk(d, n, wide):
+    """Pairs of a random walk of small steps: rows that are nearly dependent."""
+    g = torch.Generator().manual_seed(d)
+    steps = 1e-3 * torch.randn(n, d, generator=g)
+    steps[:, wide:] *= 1e-3
+    points = 0.1 * torch.randn(d, generator=g) + steps.cumsum(0)
+    losses = torch.rand(n, generator=g).tolist()
+    return window_of(points, losses, [i % 2 for i in range(n)], 30), points[-1]
+
+
+WINDOWS = {
+    "line": line,
+    "few dimensions": lambda: walk(5, 50, 5),
+    "nearly few": lambda: walk(200, 50, 8),
+    "block of a network": lambda: walk(3140, 50, 3140),
+}
+
+
+@pytest.mark.parametrize("curvature", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("ridge", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("name", WINDOWS)
+def test_fit_linear__is_as_accurate_as_stated(name, ridge, curvature):
+    window, centre = WINDOWS[name]()
+    got = fit_linear(window, centre, ridge, curvature).gradient.to(torch.float64)
+    exact, error = exact_fit(window, centre, ridge, curvature)
+    assert float((got - exact).norm()) <= error
+
+
+def test_fit_linear__curvature_prior_gives_the_slope_at_the_centre():
+    # Pairs along a line away from the minimum of x²: the plain slope is that of their
+    # middle, the one that expects curvature is that of the centre. The default ridge
+    # shrinks them by less than 1e-4; the rest is what the accuracy stated allows.
+    window, centre = line()
+    for curvature, slope in (0.0, 0.8), (1.0, 0.4):
+        got = float(fit_linear(window, centre, 1e-4, curvature).gradient[0])
+        _, error = exact_fit(window, centre, 1e-4, curvature)
+        assert error < 0.05
+        assert got == pytest.approx(slope, abs=error + 1e-4)
