@@ -144,6 +144,7 @@ def test_summary__is_one_json_line(trained) -> None:
     assert list(line) == [
         *("run_id", "store", "status", "stop_reason", "test_accuracy", "train_loss"),
         *("n_loss_evals", "n_samples", "wall_time_s", "params_sha256"),
+        "warnings",
     ]
     assert None not in line.values()
 
