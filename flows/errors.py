@@ -36,8 +36,8 @@ def describe(error: BaseException) -> str:
         return _validation_message(error)
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = error.filename or "the disk"
-        return f"the disk is full while writing {where}. Free some space and try again."
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}. Free some space and try again."
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}."
     if isinstance(error, ModuleNotFoundError):

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from flows.environment import home
+from pipeline.whole_file import write_whole
 
 TOLERANCE_S = 1.0  # of a process's recorded start
 
@@ -31,11 +32,7 @@ def write(state: dict[str, Any], processes: list[tuple[str, int]]) -> None:
     ]
     me = {"name": "up", "pid": os.getpid(), "started": _started(os.getpid())}
     text = json.dumps({**state, "up": me, "processes": known}, indent=2)
-    path = state_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(state_file(), text + "\n")
 
 
 def read() -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic import partial_directory
 from pipeline.sources.known import (
     CIFAR10_ARCHIVE_MD5,
     KNOWN,
@@ -90,13 +91,15 @@ def _fetch(name: str, file: KnownFile, path: Path, bar: Any) -> None:
                 progressbar=bar, chunk_size=2**16, timeout=TIMEOUT_S
             )
             try:
-                pooch.retrieve(
-                    url,
-                    known_hash=None,  # of the gzip wrapping: the content is checked
-                    fname=path.name,
-                    path=path.parent,
-                    downloader=downloader,
-                )
+                with partial_directory(path) as folder:
+                    pooch.retrieve(
+                        url,
+                        known_hash=None,  # of the gzip wrapping: the content is checked
+                        fname=path.name,
+                        path=folder,
+                        downloader=downloader,
+                    )
+                    (folder / path.name).replace(path)
             except (OSError, ValueError) as err:  # requests raises OSError
                 failures.append(f"{url} ({_reason(err)})")
             else:

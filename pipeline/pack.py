@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import sys
 import zipfile
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from pipeline.whole_file import whole_file
 
 Arrays = list[np.ndarray]
 
@@ -161,17 +162,9 @@ def save(path: Path, value: Any) -> None:
     """Write ``value`` as one ``.npz`` of arrays and a JSON tree, atomically."""
     tree, arrays = pack(value)
     text = np.frombuffer(json.dumps(tree).encode(), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            named: dict[str, Any] = {f"a{i}": a for i, a in enumerate(arrays)}
-            np.savez(file, tree=text, **named)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        named: dict[str, Any] = {f"a{i}": a for i, a in enumerate(arrays)}
+        np.savez(file, tree=text, **named)
 
 
 def load(path: Path) -> Any:

@@ -4,31 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["write_whole"]
+from pipeline.partial import fsync, partial
+
+__all__ = ["whole_file", "write_whole"]
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write, which is at ``path`` after the block; nothing if it fails.
+
+    The content goes to a sibling, with a name as in ``pipeline.partial``, and to the
+    disk before it is renamed. The folder is made where it is missing; permissions are
+    what the umask leaves.
+
+    Raises
+    ------
+    RuntimeError — if the disk has no room left for what is written.
+    OSError — if it cannot be written; the error names ``path``.
+    """
+    with partial(path, folder=False) as made:
+        with made.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(path)
+        fsync(path.parent)
 
 
 def write_whole(path: Path, content: bytes | str) -> Path:
-    """Write ``content`` (text as UTF-8) to a sibling file and rename it into place.
+    """Write ``content`` (text as UTF-8) to ``path``, whole or not at all.
 
     Returns
     -------
     ``path``; its folder is made where it is missing.
+
+    Raises
+    ------
+    RuntimeError, OSError — as :func:`whole_file`.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+    with whole_file(path) as file:
+        file.write(data)
     return path

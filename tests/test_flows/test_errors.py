@@ -35,6 +35,8 @@ def test_describe__message_on_one_line():
 def test_describe__full_disk_says_so():
     error = OSError(errno.ENOSPC, "No space left on device", "x.zarr")
     assert describe(error).startswith("the disk is full while writing x.zarr.")
+    unnamed = OSError(errno.ENOSPC, "No space left on device")
+    assert describe(unnamed).startswith("the disk is full. Free some space")
 
 
 def test_describe__system_errors_name_the_file():

@@ -110,3 +110,15 @@ def test_known_sets__have_a_checksum_for_every_file():
         for file in found.files:
             assert len(file.sha256) == (0 if name == "cifar10" else 64)
             assert all(url.startswith("http") for url in file.urls)
+
+
+def test_download__leaves_nothing_beside_the_files_whatever_happens(
+    known, tmp_path, monkeypatch
+):
+    def broken(*_, **__):
+        raise ValueError("half a file")
+
+    monkeypatch.setattr("pooch.core.hash_matches", broken)
+    with pytest.raises(ConnectionError):
+        download("mnist", tmp_path / "raw")
+    assert list((tmp_path / "raw" / "mnist").iterdir()) == []

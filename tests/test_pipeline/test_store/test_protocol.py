@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -172,28 +170,6 @@ ingest("npz", source={str(source)!r}, store={str(store)!r}, limit_train=2000,
     info = ingest("npz", source=source, store=store, limit_train=2000)
     assert info.status == "replaced"
     assert not leftovers(store.parent)
-
-
-def test_leftovers__of_living_processes_and_other_machines_are_kept(tmp_path, source):
-    host = socket.gethostname()
-    living = tmp_path / f".a.zarr.{host}-{os.getppid()}-0123abcd.partial"
-    elsewhere = tmp_path / ".a.zarr.other-host-1-0123abcd.partial"
-    for folder in (living, elsewhere):
-        folder.mkdir()
-    ingest("npz", source=source, store=tmp_path / "a.zarr")
-    assert living.is_dir()
-    assert elsewhere.is_dir()
-
-
-def test_leftovers__a_store_moved_aside_by_a_dead_process_comes_back(store, source):
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        pass
-    old = store.with_name(
-        f".{store.name}.{socket.gethostname()}-{process.pid}-0123abcd.old"
-    )
-    store.rename(old)
-    atomic.remove_leftovers(store)
-    open_store(store)
 
 
 def test_publish__readers_find_a_whole_store_at_every_moment(root, tmp_path, source):
