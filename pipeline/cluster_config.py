@@ -57,7 +57,9 @@ class ClusterConfig(Section):
     @classmethod
     def _all_of_them(cls, data: Any) -> Any:
         """``workers``, if left out, is the most that ``adapt`` allows."""
-        adapt = data.get("adapt") if isinstance(data, Mapping) else None
+        if not isinstance(data, Mapping):
+            return data
+        adapt = data.get("adapt")
         if "workers" in data or not isinstance(adapt, list | tuple) or len(adapt) != 2:
             return data
         return {**data, "workers": adapt[1]}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from pipeline.cluster_config import ClusterConfig
 from pipeline.cluster_kinds import security_of, visible_gpus
 from pipeline.cluster_queues import job_script, kubernetes_spec
+from pipeline.plain_yaml import dump_yaml
 
 
 def plan(config: ClusterConfig, device: str = "cpu") -> str:
@@ -25,7 +24,7 @@ def plan(config: ClusterConfig, device: str = "cpu") -> str:
     if config.kind == "jobqueue":
         return job_script(config, security)
     if config.kind == "kubernetes":
-        return yaml.safe_dump(kubernetes_spec(config), sort_keys=False)
+        return dump_yaml(kubernetes_spec(config))
     if config.kind == "in-process":
         return "nothing: this process computes\n"
     tls = "" if security is None else ", over TLS"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import dask
-import yaml
 from distributed import Security
 
 from pipeline.cluster_config import ClusterConfig
+from pipeline.marked_yaml import read_marked
 
 PLACE = "<scheduler>:8786"  # in a job script that is only shown
 CLASSES = {
@@ -173,9 +174,8 @@ def kubernetes_spec(config: ClusterConfig) -> dict[str, Any]:
 
 def _from_file(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            return dict(yaml.safe_load(file))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as err:
+        return dict(read_marked(Path(path)).data)
+    except (OSError, ValueError) as err:
         raise ValueError(
             "`cluster.options.custom_cluster_spec` must be a manifest, or a YAML file "
             f"of one; got {path}: {err}. Correct the path."

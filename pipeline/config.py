@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-import yaml
 from pydantic import (
     Field,
     ValidationError,
@@ -22,9 +22,12 @@ from blocks.precision import Precision
 from pipeline.cluster_config import ClusterConfig as ClusterConfig
 from pipeline.cluster_config import moved
 from pipeline.config_rules import check_consistent
+from pipeline.marked_yaml import Marked, Place, read_marked, read_value
 from pipeline.rules import difference, former, rules_of
 from pipeline.section import Count, Seconds
 from pipeline.section import Section as Section
+
+SHOWN = 200  # characters of a wrong value
 
 if TYPE_CHECKING:
     AnyAlgorithm = Any
@@ -214,28 +217,6 @@ def home() -> Path:
     return Path(os.environ.get("NDCAO_HOME") or ".").expanduser()
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
-
-    Raises
-    ------
-    FileNotFoundError — if there is no such file.
-    ValueError — if it is not YAML, or not a mapping.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"`config` must be an existing YAML file; got {path}.")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as err:
-        raise ValueError(f"`config` must be valid YAML; got {path}: {err}") from err
-    if not isinstance(data, dict):
-        kind = type(data).__name__
-        raise ValueError(
-            f"`config` must be a mapping of settings; got {kind} at {path}."
-        )
-    return data
-
-
 def load_config(
     path: Path | None = None,
     overrides: list[str] | None = None,
@@ -252,13 +233,24 @@ def load_config(
 
     Raises
     ------
-    ValueError — naming the key, the rule and the value.
+    FileNotFoundError — if there is no such file.
+    ValueError — naming the key, the rule and the value, and file and line where the
+    file is wrong.
     """
-    data = read_yaml(path) if path else {}
-    data = _merge(data, flags or {})
+    if path is None:
+        marked = Marked({}, "")
+    elif path.is_file():
+        marked = read_marked(path)
+    else:
+        raise FileNotFoundError(f"`config` must be an existing YAML file; got {path}.")
+    data = _merge(marked.data, flags or {})
     for text in overrides or []:
         _override(data, text)
-    return validate_config(data)
+    try:
+        return validate_config(data)
+    except ValueError as err:
+        found = problems_of(err)
+        raise ValueError("\n".join(_located(marked, data, *p) for p in found)) from err
 
 
 def validate_config(data: dict[str, Any]) -> RunConfig:
@@ -269,12 +261,13 @@ def validate_config(data: dict[str, Any]) -> RunConfig:
         data["algorithm"] = {"kind": algorithm}
     elif isinstance(algorithm, dict):
         data["algorithm"] = {"kind": "nd-cao", **algorithm}
-    if isinstance(data.get("algorithm"), dict):
-        kind = data["algorithm"]["kind"]
-        if kind not in ALGORITHMS:
+    if "algorithm" in data:
+        named = isinstance(data["algorithm"], dict)
+        kind = data["algorithm"]["kind"] if named else data["algorithm"]
+        if not isinstance(kind, str) or kind not in ALGORITHMS:
             raise ValueError(
-                f"`algorithm` must be one of {', '.join(ALGORITHMS)}; got {kind!r}. "
-                "See `ndcao algorithms`."
+                f"`algorithm` must be one of {', '.join(ALGORITHMS)}; got "
+                f"{shown(kind)}. See `ndcao algorithms`."
             )
         if "sync" not in ALGORITHMS[kind].modes:
             data.setdefault("mode", "async")
@@ -282,6 +275,43 @@ def validate_config(data: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(data)
     except ValidationError as err:
         raise ValueError(explain(err)) from err
+
+
+def problems_of(err: ValueError) -> list[tuple[Place, str]]:
+    """Return what ``validate_config`` found: the place in the settings, and a text."""
+    cause = err.__cause__
+    if not isinstance(cause, ValidationError):
+        return [((), str(err))]
+    found = [
+        (tuple(p for p in one["loc"] if p not in ALGORITHMS), explain_one(one))
+        for one in cause.errors()
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _located(marked: Marked, data: Any, path: Place, text: str) -> str:
+    """Put file and line before a text, if the file's own value is what is wrong."""
+    quoted = re.match(r"^`([^`]+)` ", text)
+    name = tuple(quoted.group(1).split(".")) if quoted else ()
+    for place in ((*path, *name), path, name):
+        if place in marked.lines and place:
+            if _at(marked.data, place) != _at(data, place):
+                break
+            if quoted and name[-1] == str(place[-1]):
+                text = text[quoted.end() :]
+            return str(marked.problem(place, text))
+    return text
+
+
+def _at(data: Any, place: Place) -> Any:
+    for part in place:
+        if not isinstance(data, dict | list):
+            return None
+        if isinstance(data, dict):
+            data = data.get(part)
+        else:
+            data = data[part] if part in range(len(data)) else None
+    return data
 
 
 def explain(err: ValidationError) -> str:
@@ -297,8 +327,18 @@ def explain_one(problem: Any) -> str:
         return str(problem["ctx"]["error"])
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"`{key}` is not a setting. Check its spelling in the docs."
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        got = "nothing" if problem["input"] is None else shown(problem["input"])
+        rule = f"`{key}` must be a mapping of settings; got {got}."
+        return f"{rule} Write them below it, or leave it out."
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"`{key}` is not valid: {message}; got {problem['input']!r}."
+    return f"`{key}` is not valid: {message}; got {shown(problem['input'])}."
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error shows it: in quotes, and not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -325,14 +365,16 @@ def _override(data: dict[str, Any], text: str) -> None:
         raise ValueError(
             f"`--set` must be key=value; got {text!r}. For example nd_cao.window=100."
         )
-    try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError as err:
-        raise ValueError(f"`{key}` must be a YAML value; got {raw!r}.") from err
     path = key.strip().split(".")
+    if not all(path):
+        raise ValueError(
+            f"`--set` must name a setting; got {text!r}. For example nd_cao.window=100."
+        )
+    value = read_value(raw, key)
     by_section = {name.replace("-", "_"): name for name in ALGORITHMS}
     algorithm = data.get("algorithm", "nd-cao")
-    kind = algorithm if isinstance(algorithm, str) else algorithm.get("kind", "nd-cao")
+    named = isinstance(algorithm, dict)
+    kind = algorithm.get("kind", "nd-cao") if named else algorithm
     if path[0] in by_section:
         if by_section[path[0]] != kind:
             raise ValueError(

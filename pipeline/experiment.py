@@ -34,6 +34,7 @@ __all__ = [
 SHIPPED = Path(__file__).resolve().parents[1] / "experiments"
 _SUFFIXES = (".yaml", ".yml")
 
+MAX_SEEDS = 10_000
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Loss = Annotated[float, Field(gt=0)]
@@ -102,10 +103,10 @@ class Experiment(Section):
     @classmethod
     def _count_or_list(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
-            if value < 1:
+            if not 1 <= value <= MAX_SEEDS:
                 raise ValueError(
-                    f"`seeds` must be at least 1; got {value}. Write a number of "
-                    "seeds, or a list of them."
+                    f"`seeds` must be at least 1 and at most {MAX_SEEDS:,}; got "
+                    f"{value}. Write a number of seeds, or a list of them."
                 )
             return tuple(range(value))
         return value

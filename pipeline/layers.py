@@ -14,10 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from blocks import ALGORITHMS
-from pipeline.config import RunConfig, explain_one, validate_config
+from pipeline.config import RunConfig, problems_of, validate_config
 from pipeline.marked_yaml import Place
 
 SECTIONS = {kind.replace("-", "_"): kind for kind in ALGORITHMS}
@@ -144,14 +142,11 @@ def validated(layers: Sequence[Layer]) -> RunConfig | list[tuple[Place, str]]:
     except SettingError as err:
         return [(place_of(layers, err.path) or (), str(err))]
     except ValueError as err:
-        cause = err.__cause__
-        if not isinstance(cause, ValidationError):
-            return [_located(layers, (), str(err))]
-        found = []
-        for problem in cause.errors():
-            path = tuple(p for p in problem["loc"] if p not in ALGORITHMS)
-            found.append(_located(layers, path, explain_one(problem)))
-        return list(dict.fromkeys(found))
+        return list(
+            dict.fromkeys(
+                _located(layers, path, text) for path, text in problems_of(err)
+            )
+        )
 
 
 def _located(layers: Sequence[Layer], path: Place, text: str) -> tuple[Place, str]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from pipeline.plain_yaml import MAX_CHARACTERS, MERGE, PlainLoader, unclear
+
 Place = tuple[Any, ...]  # keys and list indices that lead to a value
-_MERGE = "tag:yaml.org,2002:merge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +67,58 @@ def read_marked(path: Path) -> Marked:
     Raises
     ------
     FileError — naming file, line and key, if it is not YAML or no mapping, has a key
-    twice, contains itself, or is indented with tabs.
+    twice, contains itself, is indented with tabs, is no UTF-8, or is too large.
     """
     file = str(path)
+    return _read(_text_of(path), file, mapping=True)
+
+
+def read_value(text: str, name: str) -> Any:
+    """Return the value that a text stands for, as it would in a file.
+
+    Raises
+    ------
+    ValueError — naming ``name``, if it is no YAML value.
+    """
+    try:
+        return _read(text, "").data
+    except FileError as err:
+        shown = text if len(text) <= 60 else f"{text[:60]}…"
+        found = err.problems[0]
+        inside = f"{found.key} " if found.key else ""
+        raise ValueError(
+            f"`{name}` must be a YAML value; got {shown!r}: {inside}{found.text}"
+        ) from err
+
+
+def _text_of(path: Path) -> str:
+    file = str(path)
+    with path.open("rb") as opened:
+        content = opened.read(4 * MAX_CHARACTERS + 1)
+    if len(content) > 4 * MAX_CHARACTERS:
+        rule = f"must have at most {MAX_CHARACTERS:,} characters. Is it the right file?"
+        raise _error(file, None, "", rule)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        line = content.count(b"\n", 0, err.start) + 1
+        byte = content[err.start]
+        rule = f"must be UTF-8 text; got byte 0x{byte:02x}. Save it as UTF-8."
+        raise _error(file, line, "", rule) from err
+
+
+def _read(text: str, file: str, *, mapping: bool = False) -> Marked:
     lines: dict[Place, int] = {(): 1}
     try:
-        text = path.read_text(encoding="utf-8")
-        loader = yaml.SafeLoader(text)
-        root: Any = loader.get_single_node()
-        if not isinstance(root, yaml.MappingNode):
+        loader = PlainLoader(text)
+        root = loader.get_single_node()
+        if mapping and not isinstance(root, yaml.MappingNode):
             kind = "nothing" if root is None else f"a {root.id}"
             raise _error(file, 1, "", f"must be a mapping of settings; got {kind}.")
+        if root is None:
+            return Marked(None, file, lines)
         _walk(root, (), (), _Walk(loader, file, lines))
         data = loader.construct_document(root)
-    except UnicodeDecodeError as err:
-        raise _error(file, None, "", f"must be UTF-8 text; got {err}.") from err
     except yaml.MarkedYAMLError as err:
         line = err.problem_mark.line + 1 if err.problem_mark else None
         raise _error(file, line, "", _describe(err)) from err
@@ -93,17 +131,24 @@ def read_marked(path: Path) -> Marked:
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    loader: yaml.SafeLoader
+    loader: PlainLoader
     file: str
     lines: dict[Place, int]
 
 
-def _walk(node: Any, place: Place, around: tuple[Any, ...], walk: _Walk) -> None:
+def _walk(node: Any, place: Place, around: Place, walk: _Walk) -> None:
     """Note the lines of everything in a node, and refuse keys that are there twice."""
-    line = node.start_mark.line + 1
     if any(node is outer for outer in around):
+        line = node.start_mark.line + 1
         raise _error(walk.file, line, show_place(place), "must not contain itself.")
     inside = (*around, node)
+    if unclear(node):
+        rule = (
+            f"must be true or false, or a text in quotes; got {node.value}, which is "
+            "the one or the other to different readers of YAML."
+        )
+        line = walk.lines.get(place, 1)
+        raise _error(walk.file, line, show_place(place), rule)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             walk.lines.setdefault((*place, index), item.start_mark.line + 1)
@@ -117,17 +162,18 @@ def _walk_mapping(node: Any, place: Place, inside: Place, walk: _Walk) -> None:
     first: dict[Any, int] = {}
     for key_node, value in node.value:
         line = key_node.start_mark.line + 1
-        if key_node.tag == _MERGE:
-            merged.append(value)
-            continue
         if not isinstance(key_node, yaml.ScalarNode):
             rule = f"must have plain words as keys; got a {key_node.id}."
             raise _error(walk.file, line, show_place(place), rule)
-        key = walk.loader.construct_object(key_node, deep=True)
+        merges = key_node.tag == MERGE
+        key = "<<" if merges else walk.loader.construct_object(key_node, deep=True)
         if key in first:
             rule = f"must stand once; it is in line {first[key]} already. Remove one."
             raise _error(walk.file, line, show_place((*place, key)), rule)
         first[key] = line
+        if merges:
+            merged.append(value)
+            continue
         walk.lines.setdefault((*place, key), line)
         _walk(value, (*place, key), inside, walk)
     for value in merged:  # `<<: *anchor`: what the mapping itself has goes first
@@ -140,6 +186,8 @@ def _describe(err: yaml.MarkedYAMLError) -> str:
     problem = err.problem or "cannot be read"
     if "'\\t'" in problem:
         return "must be indented with spaces; got a tab."
+    if "could not determine a constructor" in problem:
+        problem = f"its values may have no tags such as {problem.split()[-1]}"
     context = f" ({err.context})" if err.context else ""
     return f"must be valid YAML; {problem}{context}."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from pipeline.marked_yaml import FileError, Marked, Place
 if TYPE_CHECKING:
     from pipeline.experiment import Experiment
 
+MAX_COMBINATIONS = 10_000
 _NOT_HIDDEN = {"experiment", "dataset", "seed"}
 _FILLED = ("blocks", "loss_samples", "redraw_every", "nodes", "machines")
 
@@ -77,6 +79,10 @@ def plan(experiment: Experiment, marked: Marked) -> Plan:
     for where, text in wrong:
         findings.add(where, text)
     _check_rules(experiment.exclude, axes, findings)
+    combinations = math.prod(len(axis.values) for axis in axes)
+    if combinations > MAX_COMBINATIONS:
+        rule = f"must have at most {MAX_COMBINATIONS:,} combinations; got "
+        findings.add(("grid",), f"{rule}{combinations:,}. Make several experiments.")
     findings.check()
     dropped: list[Dropped] = []
     arms = list(grid_arms(axes, base, experiment.exclude, dropped))

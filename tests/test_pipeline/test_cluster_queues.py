@@ -315,3 +315,14 @@ def test_jobqueue__submits_jobs_that_join_and_cancels_them(
     ds = train(tiny(cluster=config.model_dump()), results=tmp_path)
     assert ds.attrs["params_sha256"] == sync_run[0].attrs["params_sha256"]
     assert len((tmp_path / "submitted").read_text().split()) >= 3
+
+
+def test_job_script__walltime_and_queue_are_as_written_in_the_file(tmp_path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "cluster:\n  kind: jobqueue\n  system: slurm\n"
+        "  options: {cores: 1, memory: 1GB, walltime: 10:00:00, queue: 0123}\n"
+    )
+    script = plan(load_config(file).cluster)
+    assert "#SBATCH -t 10:00:00" in script
+    assert "#SBATCH -p 0123" in script

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from pipeline.config import RunConfig, load_config, validate_config
@@ -205,6 +207,12 @@ def test_run_id__of_replicas_covers_nodes_and_skew_but_no_latency() -> None:
         ("sgd.momentum=0.5", "must belong to the run's algorithm nd-cao"),
         ("seed.x=1", "must name a setting inside a section"),
         ("seed={", "must be a YAML value"),
+        ("a..b=1", "`--set` must name a setting"),
+        (
+            "cluster.dashboard=no",
+            "`cluster.dashboard` must be a YAML value.* or a text",
+        ),
+        ("model.options={a: 1, a: 2}", "a must stand once"),
     ],
 )
 def test_load_config__refuses_a_broken_override(override, message) -> None:
@@ -217,11 +225,52 @@ def test_load_config__a_missing_or_broken_file_is_named(tmp_path) -> None:
         load_config(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [")
-    with pytest.raises(ValueError, match=r"valid YAML.*broken\.yaml"):
+    with pytest.raises(ValueError, match=r"broken\.yaml:1: must be valid YAML"):
         load_config(broken)
     broken.write_text("- 1\n")
-    with pytest.raises(ValueError, match="mapping of settings; got list"):
+    with pytest.raises(ValueError, match="mapping of settings; got a sequence"):
         load_config(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nwindwo: 2\n", "run.yaml:2: windwo: is not a setting."),
+        ("cluster:\nseed: 1\n", "run.yaml:1: cluster: must be a mapping of settings"),
+        ("model:\n  hidden: [a]\n", "run.yaml:2: model.hidden[0]: is not valid"),
+        ("algorithm:\n  kind: [1]\n", "run.yaml:1: algorithm: must be one of nd-cao"),
+        ("mode: sync\nstaleness: 2\n", "run.yaml:2: staleness: must be 0 in sync"),
+        ("seed: 1\nseed: 2\n", "run.yaml:2: seed: must stand once; it is in line 1"),
+        ("cluster: {dashboard: no}\n", "run.yaml:1: cluster.dashboard: must be true"),
+        (
+            "budget: {steps: 1_0e, seconds: x}",
+            "run.yaml:1: budget.steps: is not valid",
+        ),
+    ],
+)
+def test_load_config__says_file_line_and_key(text, message, tmp_path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="^.*" + re.escape(message)):
+        load_config(file)
+
+
+def test_load_config__a_wrong_flag_is_not_blamed_on_the_file(tmp_path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 3\nmode: sync\n")
+    with pytest.raises(ValueError, match=r"^`seed` is not valid: .* got -1\.$"):
+        load_config(file, ["seed=-1"])
+
+
+def test_load_config__a_latin_1_file_is_named_and_a_byte_order_mark_is_none(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"seed: 3\nmodel: {name: caf\xe9}\n")
+    with pytest.raises(
+        ValueError, match=r"run\.yaml:2: must be UTF-8 text; got byte 0x"
+    ):
+        load_config(file)
+    file.write_bytes(b"\xef\xbb\xbfseed: 3\n")
+    assert load_config(file).seed == 3
 
 
 @pytest.mark.parametrize(

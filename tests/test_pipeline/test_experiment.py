@@ -278,7 +278,7 @@ def test_duplicates__are_refused_by_the_names_of_both_arms(problems):
         ("name: x\nbudgets: {}\n", "x.yaml:2: budgets: is not a setting"),
         ("name: x\nbudget: {step: 3}\n", "x.yaml:2: budget.step: is not a setting"),
         ("seeds: 2\n", "x.yaml:1: `name` must be given"),
-        ("name: x\nbase: 3\n", "x.yaml:2: base: is not valid: input should be a"),
+        ("name: x\nbase: 3\n", "x.yaml:2: base: must be a mapping of settings"),
         (
             "name: x\nbase:\n  cluster:\n    workers: many\n",
             "x.yaml:4: base.cluster.workers: is not valid: input should be a valid int",
@@ -324,7 +324,19 @@ def test_duplicates__are_refused_by_the_names_of_both_arms(problems):
             "x.yaml:4: exclude[0].mode: must be one of sync; got 'asynch'",
         ),
         ("name: x\nseeds: [1, 1]\n", "x.yaml:2: seeds: must differ"),
-        ("name: x\nseeds: 0\n", "x.yaml:2: seeds: must be at least 1; got 0"),
+        ("name: x\nseeds: 0\n", "x.yaml:2: seeds: must be at least 1 and"),
+        (
+            "name: x\nseeds: 99999999999999999999\n",
+            "x.yaml:2: seeds: must be at least 1",
+        ),
+        (
+            "name: x\ngrid:\n"
+            + "".join(
+                f"  {name}: {list(range(1, 50))}\n"
+                for name in ("nodes", "machines", "n_shards", "batch_size", "threads")
+            ),
+            "x.yaml:2: grid: must have at most 10,000 combinations; got 282,475,249",
+        ),
         ("name: x\nseeds: [1, -1]\n", "x.yaml:2: seeds[1]: is not valid"),
         ("name: a b\n", "x.yaml:1: name: must be letters, digits"),
         (
