@@ -235,7 +235,7 @@ def test_load_config__a_missing_or_broken_file_is_named(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: 1\nwindwo: 2\n", "run.yaml:2: windwo: is not a setting."),
+        ("seed: 1\nwimdow: 2\n", "run.yaml:2: wimdow: is not a setting."),
         ("cluster:\nseed: 1\n", "run.yaml:1: cluster: must be a mapping of settings"),
         ("model:\n  hidden: [a]\n", "run.yaml:2: model.hidden[0]: is not valid"),
         ("algorithm:\n  kind: [1]\n", "run.yaml:1: algorithm: must be one of nd-cao"),
@@ -264,7 +264,7 @@ def test_load_config__a_wrong_flag_is_not_blamed_on_the_file(tmp_path) -> None:
 
 def test_load_config__a_latin_1_file_is_named_and_a_byte_order_mark_is_none(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_bytes(b"seed: 3\nmodel: {name: caf\xe9}\n")
+    file.write_bytes(b"seed: 3\nmodel: {name: m\xe9thode}\n")
     with pytest.raises(
         ValueError, match=r"run\.yaml:2: must be UTF-8 text; got byte 0x"
     ):
