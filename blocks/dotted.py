@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from blocks.usercode import calling, secluded
+
 
 def is_dotted(name: str) -> bool:
     """Return whether a name has the form ``package.module:name``."""
@@ -15,7 +17,9 @@ def is_dotted(name: str) -> bool:
 def load_callable(name: str, what: str) -> Callable[..., Any]:
     """Return the callable that ``package.module:name`` stands for.
 
-    Importing runs the user's code: only model factories and losses come here.
+    Importing runs the user's code: only model factories and losses come here. What a
+    module draws from the global random generators while it is imported is the same in
+    every process.
 
     Parameters
     ----------
@@ -24,8 +28,9 @@ def load_callable(name: str, what: str) -> Callable[..., Any]:
 
     Raises
     ------
-    ValueError — if the module cannot be imported, or lacks the attribute, or the
-        attribute is not callable.
+    ValueError — if the module cannot be imported, ends the process, changes the
+        working folder or torch's defaults, or lacks the attribute, or the attribute is
+        not callable.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute or ":" in attribute:
@@ -33,14 +38,9 @@ def load_callable(name: str, what: str) -> Callable[..., Any]:
             f'`{what}` must have the form "package.module:name"; got {name!r}. '
             "Write the module, one colon, and the callable's name."
         )
-    try:
+    advice = "Install the package or put its folder on PYTHONPATH, on the workers too."
+    with calling(what, name, "name an importable module", advice), secluded(0):
         found: Any = importlib.import_module(module_name)
-    except Exception as err:
-        raise ValueError(
-            f"`{what}` must name an importable module; got {name!r} "
-            f"({type(err).__name__}: {err}). Install the package or put its folder on "
-            "PYTHONPATH, on the workers too."
-        ) from err
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ValueError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blocks.dotted import is_dotted, load_callable
+from blocks.usercode import UserCodeError, calling
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -66,12 +68,11 @@ def per_sample_loss(name: str) -> LossFunction:
 
     Returns
     -------
-    Callable (logits, targets) → (n,) float32. The user's own is checked at every call.
+    Callable (logits, targets) → (n,) float32; the user's own is a ``UserLoss``.
 
     Raises
     ------
-    ValueError — if the name is unknown, or the function cannot be imported; from the
-        returned function, if the user's loss does not answer one number a sample.
+    ValueError — if the name is unknown, or the function cannot be imported.
     """
     if name in LOSSES:
         return LOSSES[name]
@@ -81,16 +82,44 @@ def per_sample_loss(name: str) -> LossFunction:
             f'`loss` must be one of {allowed} or "package.module:function"; '
             f"got {name!r}. Choose one."
         )
-    own = load_callable(name, "loss")
+    return UserLoss(name, load_callable(name, "loss"))
 
-    def checked(logits: Tensor, targets: Tensor) -> Tensor:
-        losses = own(logits, targets)
+
+class UserLoss:
+    """The user's loss: called on copies of its own, checked at every call.
+
+    Parameters
+    ----------
+    name : str — "package.module:function".
+    function : what the name stands for.
+    """
+
+    __slots__ = ("_function", "name")
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name = name
+        self._function = function
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(n,) float32 losses; neither argument can be changed.
+
+        Raises
+        ------
+        UserCodeError — if the function raises something, or does not answer one real
+            number a sample.
+        """
+        with calling("loss", self.name):
+            losses = self._function(logits.clone(), targets.clone())
         if not isinstance(losses, Tensor) or losses.shape != targets.shape:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses)
-            raise ValueError(
-                f"`loss` {name!r} must answer one number a sample, shape "
+            raise UserCodeError(
+                f"`loss` {self.name!r} must answer one number a sample, shape "
                 f"{tuple(targets.shape)}; got {got}. Return losses without a mean."
             )
-        return losses.to(torch.float32)
-
-    return checked
+        if losses.is_complex():
+            raise UserCodeError(
+                f"`loss` {self.name!r} must answer real numbers; got {losses.dtype}. "
+                "Return their magnitudes."
+            )
+        # A copy: what the function keeps of its answer stays its own affair.
+        return losses.to(torch.float32, copy=True)

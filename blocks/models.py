@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from blocks.dotted import is_dotted, load_callable
 from blocks.networks import ImageShape, cifar_cnn, lenet, mlp, resnet8
+from blocks.usercode import UserCodeError, calling, secluded
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -31,9 +32,10 @@ def build_model(
     """Return a freshly initialised classifier from images to logits.
 
     Weights are torch's default initialisation for each layer, a function of the seed
-    alone: the generator is put aside meanwhile, so that global randomness is neither
-    used nor disturbed. (A user's factory that draws from elsewhere, from numpy or a
-    GPU's generator, must see to that itself.)
+    alone: the global generators are put aside meanwhile, so that global randomness is
+    neither used nor disturbed. A user's factory may draw from those of torch, numpy and
+    Python; one that draws from elsewhere (a GPU's generator, an unseeded one of its
+    own) is no function of the seed (``blocks.purity`` finds it).
 
     Parameters
     ----------
@@ -71,14 +73,11 @@ def build_model(
         )
     factory = load_callable(name, "model") if own else MODELS[name]
     _check_options(name, factory, options)
-    with torch.random.fork_rng(devices=[]):
-        # The CPU generator only: `torch.manual_seed` would reseed GPUs too.
-        torch.default_generator.manual_seed(seed)
+    if own:
+        return _own_module(name, factory, shape, n_classes, seed, options)
+    with secluded(seed):
         module = factory(image_shape=shape, n_classes=n_classes, **options)
-        if own:
-            _check_module(name, module, shape, n_classes)
-    checked: nn.Module = module.eval()
-    return checked
+    return module.eval()
 
 
 def _checked_shape(image_shape: ImageShape) -> ImageShape:
@@ -109,19 +108,52 @@ def _check_options(
         ) from err
 
 
-def _check_module(
-    name: str, module: object, image_shape: ImageShape, n_classes: int
-) -> None:
-    if not isinstance(module, nn.Module):
-        raise ValueError(
-            f"`model` = {name!r} must return a torch.nn.Module; got "
-            f"{type(module).__name__}. Return the module itself."
+def _own_module(
+    name: str,
+    factory: Callable[..., object],
+    image_shape: ImageShape,
+    n_classes: int,
+    seed: int,
+    options: dict[str, Any],
+) -> nn.Module:
+    """Build a network with the user's factory, and try it on two images."""
+    advice = "Mend the factory, or `model.options`."
+    with secluded(seed):
+        with calling("model", name, "build its network without an error", advice):
+            module = factory(image_shape=image_shape, n_classes=n_classes, **options)
+        if not isinstance(module, nn.Module):
+            raise UserCodeError(
+                f"`model` = {name!r} must return a torch.nn.Module; got "
+                f"{type(module).__name__}. Return the module itself."
+            )
+        # In the same seclusion: lazy layers draw their weights at the first call.
+        with calling("model", name), torch.no_grad():
+            answer = module.eval()(torch.zeros((2, *image_shape)))
+    check_logits(name, answer, (2, n_classes))
+    return module
+
+
+def check_logits(name: str, answer: object, shape: tuple[int, int]) -> None:
+    """Check what a user's network answers.
+
+    Raises
+    ------
+    UserCodeError — if it is not one float32 tensor of logits of this shape.
+    """
+    if not isinstance(answer, Tensor):
+        raise UserCodeError(
+            f"`model` = {name!r} must answer one tensor of logits, shape {shape}; got "
+            f"{type(answer).__name__}. Turn auxiliary outputs off, or return the "
+            "logits alone."
         )
-    with torch.no_grad():
-        logits = module.eval()(torch.zeros((2, *image_shape)))
-    if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
-        raise ValueError(
-            f"`model` = {name!r} must map 2 images of {image_shape} to logits of "
-            f"shape {(2, n_classes)}; got {got}. Use the given `n_classes`."
+    if answer.shape != shape:
+        raise UserCodeError(
+            f"`model` = {name!r} must map {shape[0]} images to logits of shape "
+            f"{shape}; got {tuple(answer.shape)}. Use the given `n_classes`, and keep "
+            "samples in the first dimension."
+        )
+    if answer.dtype != torch.float32:
+        raise UserCodeError(
+            f"`model` = {name!r} must answer float32 logits; got {answer.dtype}. "
+            "Compute in float32, or end with `.float()`."
         )
