@@ -65,14 +65,25 @@ def checkpoint_path(folder: Path, run_id: str) -> Path:
 def list_runs(results: str | Path | None = None) -> list[RunInfo]:
     """Return every run under ``results``, finished ones and those to be resumed.
 
-    Only attributes are read; damaged stores are listed as such.
+    Only attributes are read; damaged stores are listed as such. A run that is complete
+    and interrupted is on its way with --again, unless the checkpoint is the older one.
     """
     folder = results_folder(results)
     found = [_stored(path) for path in sorted(folder.glob(f"*/*{STORE}"))]
     for path in sorted(folder.glob(f"*/*{CHECKPOINT}")):
         run_id = path.name.removesuffix(CHECKPOINT)
+        if is_older(path, store_path(path.parent, run_id)):
+            continue
         found.append(RunInfo(run_id, path.parent.name, "interrupted", path))
     return found
+
+
+def is_older(checkpoint: Path, store: Path) -> bool:
+    """Whether a checkpoint was written before the store beside it was."""
+    marker = store / "zarr.json"
+    return (
+        marker.exists() and checkpoint.stat().st_mtime_ns <= marker.stat().st_mtime_ns
+    )
 
 
 def _stored(path: Path) -> RunInfo:

@@ -22,6 +22,13 @@ from pipeline.asynchronous import (
     ReplicaTraining,
 )
 from pipeline.batches import ResidentData
+from pipeline.checkpoints import (
+    check_named,
+    check_rules,
+    check_settings,
+    is_over,
+    standing,
+)
 from pipeline.cluster_config import moved
 from pipeline.config import RunConfig, validate_config
 from pipeline.context import RunSpec, context_of
@@ -41,7 +48,6 @@ from pipeline.pack import host
 from pipeline.progress import Progress, Watcher
 from pipeline.record import params_sha256, to_dataset
 from pipeline.resolve import count_layers, resolve
-from pipeline.rules import difference
 from pipeline.run_store import open_run, write_run
 from pipeline.running import check_blocks, opened, run
 from pipeline.runs import checkpoint_path, find_run, results_folder, store_path
@@ -110,21 +116,41 @@ def train(
     path = Path(store) if store else ensure_store(config.dataset)
     job = _job(config, path, results_folder(results), again)
     job.folder.mkdir(parents=True, exist_ok=True)
-    with _only(job):
+    with _only(job.folder, job.spec.run_id):
+        saved = None if again else _saved(job.folder, job.spec.run_id)
         if job.store.exists() and not again:
-            ds = open_run(job.store)
-            ds.attrs |= {"status": "exists", "store": str(job.store)}
-            return ds
-        saved, warnings = None, []
-        if job.checkpoint.exists() and not again:
-            saved = load_checkpoint(job.checkpoint)
+            return _existing(job.store)
+        warnings = [] if again or saved else _of_older_versions(job)
+        if saved is not None:
+            check_settings(saved, job.spec.config, job.checkpoint)
             check_rules(saved, job.spec.config, job.checkpoint)
             logger.info("continuing %s from its checkpoint", job.spec.run_id)
-        elif not again:
-            warnings = _of_older_versions(job)
         ds = _train(job, saved, progress, stop, began, lend)
         ds.attrs["warnings"] = warnings
         return ds
+
+
+def _saved(folder: Path, run_id: str) -> dict[str, Any] | None:
+    """A run's checkpoint; None if there is none, or its run was stored after it.
+
+    A process that is killed between the two leaves both: the store is what counts.
+    """
+    path = checkpoint_path(folder, run_id)
+    if not path.exists():
+        return None
+    saved = load_checkpoint(path)
+    check_named(saved, run_id, path)
+    if is_over(saved, path, store_path(folder, run_id)):
+        open_run(store_path(folder, run_id))  # if it is damaged, nothing is removed
+        path.unlink()
+        return None
+    return saved
+
+
+def _existing(store: Path) -> xr.Dataset:
+    ds = open_run(store)
+    ds.attrs |= {"status": "exists", "store": str(store)}
+    return ds
 
 
 def _of_older_versions(job: _Job) -> list[str]:
@@ -164,16 +190,21 @@ def resume(
     """
     began = time.monotonic()
     folder, run_id = find_run(run, results_folder(results), checkpoint=True)
-    path = checkpoint_path(folder, run_id)
-    if not path.exists():
-        ds = open_run(store_path(folder, run_id))
-        ds.attrs |= {"status": "exists", "store": str(store_path(folder, run_id))}
-        return ds
-    saved = load_checkpoint(path)
+    with _only(folder, run_id):
+        saved = _saved(folder, run_id)
+        if saved is None:
+            return _existing(store_path(folder, run_id))
+        job = _continued(saved, folder, cluster or {})
+        return _train(job, saved, progress, stop, began)
+
+
+def _continued(saved: dict[str, Any], folder: Path, cluster: dict[str, Any]) -> _Job:
+    """The run that a checkpoint is of, on another cluster if settings are given."""
+    run_id = saved["run_id"]
     data = json.loads(saved["config"])
-    data["cluster"] = moved(data["cluster"], cluster or {})
+    data["cluster"] = moved(data["cluster"], cluster)
     config = validate_config(data)
-    check_rules(saved, config, path)
+    check_rules(saved, config, checkpoint_path(folder, run_id))
     same = Path(saved["store"])
     store = open_store(same if same.exists() else ensure_store(config.dataset))
     if store.content_sha256 != saved["content_sha256"]:
@@ -182,7 +213,7 @@ def resume(
             "another content. Ingest the original data again."
         )
     spec = RunSpec(
-        saved["run_id"],
+        run_id,
         config,
         str(store.path.resolve()),
         store.content_sha256,
@@ -190,9 +221,7 @@ def resume(
         saved["params"],
         saved["buffers"],
     )
-    job = _Job(spec, store, folder, again=False, former={})
-    with _only(job):
-        return _train(job, saved, progress, stop, began)
+    return _Job(spec, store, folder, again=False, former={})
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -211,22 +240,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         )
     found: dict[str, Any] = saved
     return found
-
-
-def check_rules(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
-    """Refuse a checkpoint whose states follow other rules of arithmetic.
-
-    Raises
-    ------
-    ValueError — naming the rules.
-    """
-    why = difference(config, saved.get("rules", ()))
-    if why:
-        raise ValueError(
-            f"`checkpoint` must follow this version's rules of arithmetic; got {path} "
-            f"of a version with others ({why}). Train the run anew, or finish it with "
-            "the version that began it."
-        )
 
 
 def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
@@ -269,22 +282,22 @@ def is_locked(config: RunConfig, *, results: str | Path | None = None) -> bool:
         config, ensure_store(config.dataset), results_folder(results), again=False
     )
     try:
-        with _only(job):
+        with _only(job.folder, job.spec.run_id):
             return False
     except RunIsLocked:
         return True
 
 
 @contextlib.contextmanager
-def _only(job: _Job) -> Iterator[None]:
+def _only(folder: Path, run_id: str) -> Iterator[None]:
     """Hold the run's lock; another process that trains it is an error, not a race."""
-    lock = FileLock(job.folder / f".{job.spec.run_id}.lock")
+    lock = FileLock(folder / f".{run_id}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as err:
         raise RunIsLocked(
             "`run` must be trained by one process at a time; "
-            f"{job.spec.run_id} is being trained by another. Wait for it, or change a "
+            f"{run_id} is being trained by another. Wait for it, or change a "
             "setting."
         ) from err
     try:
@@ -308,6 +321,7 @@ def _train(
         scored = job.spec.config.algorithm.scored
         kind = FreeTraining if scored else ReplicaTraining
     training = kind(job.spec, context, job.checkpoint, progress, stop)
+    training.replaces = (saved or {}).get("replaces", standing(job.store))
     if saved is not None:
         training.journal = Journal.from_plain(saved["journal"], job.spec.run_id)
     before = training.journal.total_time_s
