@@ -63,7 +63,8 @@ def evaluate(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Another data set or store; default: the run's own.",
+            help="Another data set or store with the same classes, in any order; "
+            "default: the very data that the run was trained on.",
             show_default=False,
         ),
     ] = None,
@@ -72,7 +73,8 @@ def evaluate(
 ) -> None:
     """Score a run's trained network on a whole test set.
 
-    On the run's own data this reproduces the recorded test accuracy exactly.
+    On the run's own data this reproduces the recorded test accuracy exactly, and says
+    so on stderr (and in "warnings" of --json) if it does not.
 
     [bold]Examples[/bold]
     $ ndcao evaluate nd-cao-sync-mnist-s0-1a2b3c

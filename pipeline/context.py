@@ -266,12 +266,20 @@ class Context:
         buffers: Tensor | None,
         split_name: Split,
         shards: Sequence[int],
+        relabel: np.ndarray | None = None,
     ) -> np.ndarray:
-        """(len(shards), 3) float64: loss sum, correct answers, samples by shard."""
+        """(len(shards), 3) float64: loss sum, correct answers, samples by shard.
+
+        ``relabel`` holds the network's class of each class of the data, where they
+        have another order.
+        """
         sums = np.zeros((len(shards), 3))
+        order = None if relabel is None else torch.from_numpy(relabel).to(self.device)
         with torch.no_grad():
             for row, shard in enumerate(shards):
                 for inputs, targets in self.data.batches(split_name, [shard]):
+                    if order is not None:
+                        targets = order[targets]
                     logits = self.model.forward(params, inputs, buffers)
                     losses = self.loss_function(logits, targets).double().sum()
                     correct = (logits.argmax(1) == targets).sum()

@@ -214,6 +214,16 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def same_platform(ds: xr.Dataset) -> bool:
+    """Whether this process has the processor, devices and packages of a run."""
+    here = {"versions": package_versions(), "hardware": hardware()}
+    keys = ("processor", "cpu_capability", "gpus")
+    stored = json.loads(ds.attrs["hardware"])
+    return json.loads(ds.attrs["versions"]) == here["versions"] and all(
+        stored[key] == here["hardware"][key] for key in keys
+    )
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -14,16 +14,15 @@ from torch import Tensor
 from blocks.algorithm import LossRecord, Message
 from pipeline.config import RunConfig
 from pipeline.context import Context, RunSpec
-from pipeline.data_store import open_store
 from pipeline.executor import ScoreTask
 from pipeline.initial import initial_values
+from pipeline.own_data import data_of
 from pipeline.pack import host
-from pipeline.record import hardware, package_versions, params_sha256
+from pipeline.record import params_sha256, same_platform
 from pipeline.replay_replicas import recompute_jobs, recompute_rounds
 from pipeline.rules import difference
 from pipeline.run_store import open_run
 from pipeline.runs import find_run, results_folder, store_path, summary
-from pipeline.store import ensure_store
 from pipeline.updates import published
 
 logger = logging.getLogger(__name__)
@@ -57,9 +56,9 @@ def replay(run: str | Path, *, results: str | Path | None = None) -> dict[str, A
     digest = params_sha256(host(params))
     line = summary(ds)
     recorded = line["params_sha256"]
-    same_platform = _same_platform(ds)
+    here = same_platform(ds)
     apart = float(np.abs(host(params) - ds["params"].values).max())
-    near = not same_platform and apart <= ELSEWHERE
+    near = not here and apart <= ELSEWHERE
     line["warnings"] = other_rules(ds, context.config)
     for text in line["warnings"]:
         logger.warning(text)
@@ -70,7 +69,7 @@ def replay(run: str | Path, *, results: str | Path | None = None) -> dict[str, A
         "recorded_params_sha256": recorded,
         "matches": digest == recorded or near,
         "losses_match": losses_match,
-        "same_platform": same_platform,
+        "same_platform": here,
         "max_difference": apart,
     }
 
@@ -92,18 +91,12 @@ def other_rules(ds: xr.Dataset, config: RunConfig) -> list[str]:
 
 def _context(ds: xr.Dataset, results: Path) -> Context:
     config = RunConfig.model_validate_json(ds.attrs["config"])
-    path = ensure_store(ds.attrs["data_store"])
-    data = open_store(path)
-    if data.content_sha256 != ds.attrs["data_sha256"]:
-        raise ValueError(
-            f"`dataset` must be the one the run was trained on; {path} has another "
-            "content. Ingest the original data again."
-        )
+    data = data_of(ds)
     params, buffers = initial_values(config, data, results)
     spec = RunSpec(
         ds.attrs["run_id"],
         config,
-        str(path),
+        str(data.path),
         data.content_sha256,
         ds.attrs["n_steps"],
         params,
@@ -190,12 +183,3 @@ def _seen_versions(context: Context, ds: xr.Dataset) -> list[list[int]]:
     for node, step, version in rows:
         seen[node][step - 1] = version
     return [[steps[k] for k in range(len(steps))] for steps in seen]
-
-
-def _same_platform(ds: xr.Dataset) -> bool:
-    here = {"versions": package_versions(), "hardware": hardware()}
-    keys = ("processor", "cpu_capability", "gpus")
-    stored = json.loads(ds.attrs["hardware"])
-    return json.loads(ds.attrs["versions"]) == here["versions"] and all(
-        stored[key] == here["hardware"][key] for key in keys
-    )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import xarray as xr
 
 from pipeline.places import data_folder
@@ -227,58 +226,24 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Score a run's final network again, on its own data or on another data set.
 
-    Computed shard by shard as in training, in this process: on the run's own data the
-    test accuracy is the recorded one, exactly.
+    Computed shard by shard as in training, in this process: on the run's own data and
+    platform the test accuracy is the recorded one, exactly, and ``warnings`` says so if
+    it is not. Data that are named may have the run's classes in another order.
 
     Returns
     -------
-    dict — run_id, dataset, test_loss, test_accuracy, n_test, recorded_test_accuracy.
+    dict — run_id, dataset, test_loss, test_accuracy, n_test, recorded_test_accuracy,
+        warnings.
+
+    Raises
+    ------
+    FileNotFoundError — if there is no such run, or its data are gone.
+    ValueError — if its data have another content by now, or those that are named other
+        images or classes.
     """
-    import torch
+    from pipeline.evaluating import score_again
 
-    from pipeline.config import RunConfig
-    from pipeline.context import Context, RunSpec
-    from pipeline.data_store import open_store
-    from pipeline.pack import tensor
-    from pipeline.store import ensure_store
-
-    ds = open_named(run, results)
-    config = RunConfig.model_validate_json(ds.attrs["config"])
-    if config.device == "cuda" and not torch.cuda.is_available():
-        config = config.model_copy(update={"device": "cpu"})
-    path = ensure_store(dataset if dataset is not None else ds.attrs["data_store"])
-    data = open_store(path)
-    shape = tuple(json.loads(ds.attrs["image_shape"]))
-    if (data.image_shape, data.n_classes) != (shape, ds.attrs["n_classes"]):
-        raise ValueError(
-            f"`dataset` must have images {shape} and {ds.attrs['n_classes']} classes; "
-            f"got {data.image_shape} and {data.n_classes}. Choose one like the run's."
-        )
-    spec = RunSpec(
-        ds.attrs["run_id"],
-        config,
-        str(path),
-        data.content_sha256,
-        ds.attrs["n_steps"],
-        ds["params"].values,
-        ds["buffers"].values if "buffers" in ds else None,
-    )
-    context = Context(spec, data, standard_of(ds))
-    buffers = tensor(ds["buffers"].values) if "buffers" in ds else None
-    sums = context.evaluate(
-        tensor(ds["params"].values), buffers, "test", range(config.n_shards)
-    )
-    total = np.zeros(3)
-    for shard in sums:
-        total += shard
-    return {
-        "run_id": ds.attrs["run_id"],
-        "dataset": data.name,
-        "test_loss": float(total[0] / total[2]),
-        "test_accuracy": float(total[1] / total[2]),
-        "n_test": int(total[2]),
-        "recorded_test_accuracy": ds.attrs["test_accuracy"],
-    }
+    return score_again(open_named(run, results), dataset)
 
 
 def export_run(

@@ -44,6 +44,7 @@ from pipeline.initial import initial_values
 from pipeline.journal import Journal
 from pipeline.leases import Lend, RunIsLocked
 from pipeline.memory import give_back
+from pipeline.own_data import same_data
 from pipeline.pack import host
 from pipeline.progress import Progress, Watcher
 from pipeline.record import params_sha256, to_dataset
@@ -205,13 +206,9 @@ def _continued(saved: dict[str, Any], folder: Path, cluster: dict[str, Any]) -> 
     data["cluster"] = moved(data["cluster"], cluster)
     config = validate_config(data)
     check_rules(saved, config, checkpoint_path(folder, run_id))
-    same = Path(saved["store"])
-    store = open_store(same if same.exists() else ensure_store(config.dataset))
-    if store.content_sha256 != saved["content_sha256"]:
-        raise ValueError(
-            f"`dataset` must be the one that {run_id} was trained on; {store.path} has "
-            "another content. Ingest the original data again."
-        )
+    store = same_data(
+        run_id, saved["content_sha256"], [Path(saved["store"])], config.dataset
+    )
     spec = RunSpec(
         run_id,
         config,
@@ -348,6 +345,7 @@ def _land(
         "dataset": job.data.name,
         "data_sha256": job.spec.content_sha256,
         "data_store": str(job.data.path),
+        "data_store_absolute": str(job.data.path.resolve()),
         "image_shape": json.dumps(job.data.image_shape),
         "n_classes": job.data.n_classes,
         "class_names": json.dumps(job.data.class_names),
