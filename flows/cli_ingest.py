@@ -101,6 +101,8 @@ def ingest(
                 unverified=unverified,
                 progress=progress,
             )
+    for sentence in info["notes"]:
+        note(f"note: {sentence}")
     if as_json:
         print_json(info)
         return

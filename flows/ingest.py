@@ -77,5 +77,7 @@ def ingest_flow(
     add_tags("ingest", name)
     info = ingest_task(name, source, store, limit_train, limit_test, unverified)
     get_run_logger().info("store of %s: %s", name, info.get("path"))
+    for sentence in info["notes"]:
+        get_run_logger().warning("%s", sentence)
     publish_table(f"store-{name}", [info], f"Store of {name}")
     return info

@@ -35,6 +35,7 @@ def ingest_to_dict(
 
 
 def describe_store(info: dict[str, Any]) -> str:
-    """Return the store's figures, one a line."""
-    width = max(len(key) for key in info)
-    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in info.items())
+    """Return the store's figures, one a line; its notes are for whoever shows them."""
+    figures = {key: value for key, value in info.items() if key != "notes"}
+    width = max(len(key) for key in figures)
+    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in figures.items())

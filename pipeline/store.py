@@ -71,6 +71,7 @@ class StoreInfo:
     n_classes: int
     content_sha256: str
     size_bytes: int  # of the chunks, compressed
+    notes: tuple[str, ...]  # what was left out, or read in a way one might not expect
 
 
 def ingest(
@@ -240,4 +241,5 @@ def _info(
         n_classes=store.n_classes,
         content_sha256=store.content_sha256,
         size_bytes=sum(chunk_sizes(path).values()),
+        notes=tuple(read_attributes(path).get("notes", ())),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.arrays import (
 )
 from pipeline.data_store import FORMAT, KIND, content_hash
 from pipeline.moments import Moments
+from pipeline.sources.notes import Notes
 from pipeline.sources.raw import Batch, RawDataset, RawSplit
 
 Progress = Callable[[str, int, int], None]
@@ -54,7 +56,13 @@ def write_store(
         split.n_samples if limit is None else min(limit, split.n_samples)
         for split, limit in zip((raw.train, raw.test), limits, strict=True)
     ]
-    n_val = math.floor(counts[0] * val_fraction + 0.5)
+    train = raw.train
+    if raw.val is None:
+        n_val = math.floor(counts[0] * val_fraction + 0.5)
+    else:
+        n_val = raw.val.n_samples
+        train = _one_after_the_other(train, counts[0], raw.val)
+        counts[0] += n_val
     n_train = counts[0] - n_val
     if n_train < 1 or counts[1] < 1:
         raise ValueError(
@@ -66,12 +74,22 @@ def write_store(
     scale = 255 if raw.dtype == np.uint8 else 1
     moments = Moments(raw.image_shape[0], scale)
     count = _Counter("write", sum(counts), progress)
+    train_digests: list[np.ndarray] = []
+    test_digests: list[np.ndarray] = []
+
+    def observe_train(images: np.ndarray, start: int) -> None:
+        moments.add(images[: max(0, n_train - start)])
+        train_digests.append(_digests(images))
+
+    def observe_test(images: np.ndarray, start: int) -> None:
+        test_digests.append(_digests(images))
+
     variables = {
-        **_write_split(
-            group, "train", raw, raw.train, counts[0], n_train, moments, count
-        ),
-        **_write_split(group, "test", raw, raw.test, counts[1], 0, moments, count),
+        **_write_split(group, "train", raw, train, counts[0], observe_train, count),
+        **_write_split(group, "test", raw, raw.test, counts[1], observe_test, count),
     }
+    if not raw.verified:
+        _note_twins(train_digests, test_digests, raw.notes)
     _read_back(group, variables, folder, _Counter("check", 2 * sum(counts), progress))
     attrs: dict[str, Any] = {
         "kind": KIND,
@@ -88,6 +106,8 @@ def write_store(
         "pixel_scale": float(scale),
         "source": raw.source,
         "verified": raw.verified,
+        "reader": raw.reader,
+        "notes": raw.notes.sentences(),
         "variables": variables,
         "chunks": chunk_sizes(folder),
     }
@@ -114,8 +134,7 @@ def _write_split(
     raw: RawDataset,
     split: RawSplit,
     n_samples: int,
-    n_counted: int,
-    moments: Moments,
+    observe: Callable[[np.ndarray, int], None],
     count: _Counter,
 ) -> dict[str, str]:
     """Write one split; return the content hashes of its two variables."""
@@ -140,7 +159,7 @@ def _write_split(
         stop = start + len(classes)
         write_rows(images, start, pixels)
         image_hash.update(pixels)
-        moments.add(pixels[: max(0, n_counted - start)])
+        observe(pixels, start)
         all_labels[start:stop] = classes
         count(stop - start)
         start = stop
@@ -153,6 +172,30 @@ def _write_split(
     label_hash = ContentHash(all_labels.dtype, ())
     label_hash.update(all_labels)
     return {f"{name}_image": image_hash.sha256, f"{name}_label": label_hash.sha256}
+
+
+def _one_after_the_other(train: RawSplit, n_train: int, val: RawSplit) -> RawSplit:
+    """Return the first ``n_train`` samples of one split and all of another."""
+
+    def batches(rows: int, limit: int) -> Iterator[Batch]:
+        yield from train.batches(rows, min(n_train, limit))
+        yield from val.batches(rows, max(0, limit - n_train))
+
+    return RawSplit(n_train + val.n_samples, batches)
+
+
+def _digests(images: np.ndarray) -> np.ndarray:
+    """Return eight bytes of a hash for each image, as one whole number, (n,) uint64."""
+    digests = (hashlib.blake2b(x.tobytes(), digest_size=8).digest() for x in images)
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def _note_twins(train: list[np.ndarray], test: list[np.ndarray], notes: Notes) -> None:
+    """Note how many images are in test and in train or val as well."""
+    twins = np.flatnonzero(np.isin(np.concatenate(test), np.concatenate(train)))
+    if len(twins):
+        kind = "test images that are in train or val as well, pixel by pixel"
+        notes.add(kind, f"test image {twins[0]}", len(twins))
 
 
 def _regroup(batches: Iterator[Batch], rows: int, raw: RawDataset) -> Iterator[Batch]:

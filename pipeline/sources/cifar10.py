@@ -17,6 +17,7 @@ from pipeline.sources.known import CIFAR10_ARCHIVE_MD5, CIFAR10_MEMBERS, KNOWN
 from pipeline.sources.raw import Batch, RawDataset, RawSplit, checked
 from pipeline.sources.streams import (
     PIECE_BYTES,
+    WholeTarInfo,
     md5_of,
     open_stream,
     refuse_unsafe_name,
@@ -94,7 +95,9 @@ def _unpack(source: Path, stack: ExitStack) -> dict[str, _Member]:
     found: dict[str, _Member] = {}
     with open_stream(source) as stream:
         try:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+            with tarfile.open(
+                fileobj=stream, mode="r|", tarinfo=WholeTarInfo
+            ) as archive:
                 for info in archive:
                     refuse_unsafe_name(info.name, source)
                     name = PurePosixPath(info.name).name

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from pipeline.sources.notes import Notes
 
 Batch = tuple[np.ndarray, np.ndarray]  # images (m, C, H, W), labels (m,) int64
 
@@ -39,6 +41,9 @@ class RawDataset:
     class_names: tuple[str, ...]
     source: str  # where the data came from, in words
     verified: bool  # every byte is covered by a published checksum
+    val: RawSplit | None = None  # None: the end of train is taken
+    reader: int = 1  # which version of the reader gives these samples
+    notes: Notes = field(default_factory=Notes)  # complete when all splits were read
 
 
 def checked(

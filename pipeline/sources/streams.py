@@ -5,15 +5,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from pipeline.sources import raw
 
 PIECE_BYTES = 2**20
+_READ_AT_ONCE = {  # kinds of tar members that tarfile holds in memory: names and such
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+}
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -92,6 +97,27 @@ def open_stream(path: Path) -> Iterator[CheckedStream]:
             yield CheckedStream(file, str(path))
 
 
+class WholeTarInfo(tarfile.TarInfo):
+    """Makes ``tarfile.open(tarinfo=…)`` refuse archives that it takes for ended.
+
+    By itself it stops without a word at the first header that is damaged or cut, and
+    the files behind it are missing.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header; raise ``ReadError`` unless it is one, or the end's mark."""
+        try:
+            info = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as err:
+            if not any(buf) and len(buf) == tarfile.BLOCKSIZE:
+                raise
+            raise tarfile.ReadError(f"no end mark, but {err}") from err
+        if info.type in _READ_AT_ONCE and info.size > PIECE_BYTES:
+            raise tarfile.ReadError(f"a header of {info.size} bytes")
+        return info
+
+
 def md5_of(path: Path) -> str:
     """Return the MD5 of a file as published beside it (a name, not a protection)."""
     digest = hashlib.md5(usedforsecurity=False)
@@ -107,6 +133,11 @@ def require_file(path: Path) -> None:
         raise FileNotFoundError(
             f"`source` must be a file; got the folder {path}. Name the file in it "
             "after --from."
+        )
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"`source` must be a regular file; got a pipe or device, {path}. Save its "
+            "content into a file first."
         )
     if not path.is_file():
         raise FileNotFoundError(

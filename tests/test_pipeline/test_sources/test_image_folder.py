@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 
 import numpy as np
 import pytest
@@ -12,14 +11,8 @@ from PIL import Image
 from pipeline.sources import raw
 
 
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
-
-
 @pytest.fixture
-def pictures(rng):
+def pictures(rng, png):
     """Return path → PNG of train/test folders of two classes, 12 and 6 and 2 each."""
     found = {}
     for split, counts in (("train", (12, 6)), ("test", (2, 2))):
@@ -30,21 +23,9 @@ def pictures(rng):
     return found
 
 
-def as_folder(path, files):
-    for name, content in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    return path
-
-
-def as_zip(path, files):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
-
-
-def test_image_folder__a_zip_reads_as_the_folder_it_holds(read, tmp_path, pictures):
+def test_image_folder__a_zip_reads_as_the_folder_it_holds(
+    read, tmp_path, pictures, as_folder, as_zip
+):
     folder = read("image-folder", as_folder(tmp_path / "f", pictures))
     packed = read("image-folder", as_zip(tmp_path / "f.zip", pictures))
     wrapped = read(
@@ -60,14 +41,16 @@ def test_image_folder__a_zip_reads_as_the_folder_it_holds(read, tmp_path, pictur
     np.testing.assert_array_equal(folder[0][0], first.transpose(2, 0, 1))
 
 
-def test_image_folder__every_stretch_has_the_classes_shares(read, tmp_path, pictures):
+def test_image_folder__every_stretch_has_the_classes_shares(
+    read, tmp_path, pictures, as_folder
+):
     _, y, _, _, _ = read("image-folder", as_folder(tmp_path / "f", pictures))
     for start in range(0, 18, 3):
         assert sorted(y[start : start + 3]) == [0, 0, 1]
 
 
 def test_image_folder__without_test_one_in_six_of_each_class_is_held_out(
-    read, tmp_path, pictures
+    read, tmp_path, pictures, as_folder
 ):
     files = {k.removeprefix("train/"): v for k, v in pictures.items() if "train" in k}
     _, y, _, test_y, _ = read("image-folder", as_folder(tmp_path / "f", files))
@@ -75,7 +58,9 @@ def test_image_folder__without_test_one_in_six_of_each_class_is_held_out(
     assert np.bincount(test_y).tolist() == [2, 1]
 
 
-def test_image_folder__grey_images_have_one_channel(read, tmp_path, rng):
+def test_image_folder__grey_images_have_one_channel(
+    read, tmp_path, rng, png, as_folder
+):
     pixels = rng.integers(0, 256, (6, 4, 4), dtype=np.uint8)
     files = {f"a/{i}.png": png(p) for i, p in enumerate(pixels)}
     x, _, test_x, _, _ = read("image-folder", as_folder(tmp_path / "f", files))
@@ -83,13 +68,15 @@ def test_image_folder__grey_images_have_one_channel(read, tmp_path, rng):
     np.testing.assert_array_equal(test_x[:, 0], pixels[5:])
 
 
-def test_image_folder__refuses_an_image_of_another_size(read, tmp_path, pictures, rng):
+def test_image_folder__refuses_an_image_of_another_size(
+    read, tmp_path, pictures, rng, png, as_folder
+):
     pictures["train/dog/003.png"] = png(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     with pytest.raises(ValueError, match=r"5 × 6 pixels.*got 6 × 6 .*dog/003.png"):
         read("image-folder", as_folder(tmp_path / "f", pictures))
 
 
-def test_image_folder__refuses_a_damaged_image(read, tmp_path, pictures):
+def test_image_folder__refuses_a_damaged_image(read, tmp_path, pictures, as_zip):
     pictures["train/dog/003.png"] = pictures["train/dog/003.png"][:60]
     with pytest.raises(ValueError, match=r"whole image files.*dog/003.png"):
         read("image-folder", as_zip(tmp_path / "f.zip", pictures))
@@ -98,13 +85,17 @@ def test_image_folder__refuses_a_damaged_image(read, tmp_path, pictures):
 @pytest.mark.parametrize(
     "name", ["/etc/x.png", "../x.png", "train/../../x.png", "C:\\x.png", "a\\..\\x.png"]
 )
-def test_image_folder__refuses_unsafe_member_names(read, tmp_path, pictures, name):
+def test_image_folder__refuses_unsafe_member_names(
+    read, tmp_path, pictures, name, as_zip
+):
     path = as_zip(tmp_path / "f.zip", {name: b"x", **pictures})
     with pytest.raises(ValueError, match="relative member names"):
         read("image-folder", path)
 
 
-def test_image_folder__refuses_a_zip_bomb(read, tmp_path, pictures, monkeypatch):
+def test_image_folder__refuses_a_zip_bomb(
+    read, tmp_path, pictures, monkeypatch, as_zip
+):
     pictures["train/cat/bomb.png"] = bytes(10_000_000)
     path = as_zip(tmp_path / "f.zip", pictures)
     assert path.stat().st_size < 100_000
@@ -114,7 +105,7 @@ def test_image_folder__refuses_a_zip_bomb(read, tmp_path, pictures, monkeypatch)
 
 
 def test_image_folder__refuses_an_image_that_decodes_to_too_much(
-    read, tmp_path, pictures
+    read, tmp_path, pictures, as_zip
 ):
     file = io.BytesIO()
     Image.new("RGB", (5000, 5000)).save(file, "png")
@@ -133,7 +124,9 @@ def test_image_folder__refuses_an_image_that_decodes_to_too_much(
         ["train/a/0.png", "test/b/0.png"],
     ],
 )
-def test_image_folder__refuses_other_layouts(read, tmp_path, pictures, names):
+def test_image_folder__refuses_other_layouts(
+    read, tmp_path, pictures, names, as_folder
+):
     image = pictures["train/cat/000.png"]
     with pytest.raises(ValueError, match="`source` must"):
         read("image-folder", as_folder(tmp_path / "f", dict.fromkeys(names, image)))
