@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -68,13 +70,28 @@ class Interrupted(Exception):
     """Ctrl-C where nothing could be kept; typer would end without a word."""
 
 
+def _at_home(name: str, value: Any) -> Any:
+    """Return a path, or each of a list, with ``~`` as the user's home.
+
+    A shell leaves it to us in ``--results=~/r``.
+    """
+    if isinstance(value, Path):
+        from pipeline.places import given_path
+
+        return given_path(value, name)
+    if isinstance(value, list):
+        return [_at_home(name, item) for item in value]
+    return value
+
+
 def _add(
     name: str, panel: str | None, command: Callable[..., None], to: typer.Typer = app
 ) -> None:
     @functools.wraps(command)
     def guarded(*values: Any, **named: Any) -> None:
+        given = {name: _at_home(name, value) for name, value in named.items()}
         try:
-            command(*values, **named)
+            command(*values, **given)
         except KeyboardInterrupt:
             raise Interrupted from None
 
@@ -168,6 +185,10 @@ def run(arguments: Sequence[str]) -> int:
     words = [w for i, w in enumerate(words) if w != "--debug" or i >= limit]
     if not debug:
         quiet_prefect_console()
+    empty = _empty(words)
+    if empty is not None:
+        print_error(f"{empty} must not be empty; got ''. Is a variable unset?")
+        return EXIT_USAGE
     try:
         code = app(args=words, standalone_mode=False, prog_name="ndcao")
     except typer.TyperException as error:
@@ -184,6 +205,22 @@ def run(arguments: Sequence[str]) -> int:
         print_error(describe(error))
         return exit_code(error)
     return code if isinstance(code, int) else 0
+
+
+def _empty(words: Sequence[str]) -> str | None:
+    """Return what was given nothing: an option's name, or "an argument"; else None.
+
+    An empty word is a shell's unset variable, and would stand for the current folder or
+    for any run. No hidden layers (``--hidden ""``) are meant.
+    """
+    for before, word in itertools.pairwise(["", *words]):
+        option = word.removesuffix("=")
+        if word.startswith("--") and word == f"{option}=" and option != "--hidden":
+            return f"`{option}`"
+        if word.strip() or before == "--hidden":
+            continue
+        return f"`{before}`" if before.startswith("-") else "an argument"
+    return None
 
 
 def _usage_error(error: typer.TyperException) -> int:

@@ -61,11 +61,15 @@ def compare(
     from flows.outcome import stores_of
     from pipeline.compare import combine_runs, loaded, summary_table
     from pipeline.exports import check_export, write_export
+    from pipeline.outputs import check_folder, may_write
     from pipeline.report import write_report
     from pipeline.report_figures import write_figures
 
+    may_write(report, "report", "--out")
     for path in export or ():
         check_export(path)
+    if figures is not None:
+        check_folder(figures, "--figures")
     aim = None if target is None else parse_target(target)
     folder = default_results() if results is None else results
     combined = loaded(combine_runs(stores_of(runs, folder)))

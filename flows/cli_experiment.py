@@ -85,10 +85,13 @@ def run(
     $ ndcao experiment run smoke
     $ ndcao experiment run my_batch.yaml --workers 4 --out my_batch.html
     """
-    read(experiment)
+    batch = read(experiment)
+    folder = default_results() if results is None else results
+    from pipeline.outputs import may_write
+
+    may_write(report or folder / f"{batch.name}.html", "report", "--out")
     from flows.experiment import run_experiment
 
-    folder = default_results() if results is None else results
     answer = run_experiment(
         experiment,
         note,

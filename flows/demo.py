@@ -59,6 +59,10 @@ def run_demo(
     -------
     dict — ``report`` (path) and ``rows`` (one a run), as of ``compare_flow``.
     """
+    from pipeline.outputs import check_folder, may_write
+
+    may_write(report, "report", "--out")
+    check_folder(results, "--results")
     keep_prefect_local()
     started = time.perf_counter()
     note("starting Prefect and a local Dask cluster …")

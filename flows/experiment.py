@@ -27,6 +27,7 @@ from flows.environment import default_results
 from flows.outcome import Unfinished, answer_of
 from flows.stopping import stop_on_signals
 from pipeline.config import ClusterConfig
+from pipeline.outputs import check_folder, may_write
 
 
 def _run_name() -> str:
@@ -63,7 +64,10 @@ def experiment_flow(
     from pipeline.experiment import load_experiment
 
     plan = load_experiment(experiment)
-    folder = default_results() if results is None else Path(results)
+    folder = default_results() if results is None else Path(results).expanduser()
+    check_folder(folder, "results")
+    page = folder / f"{plan.name}.html" if report is None else Path(report)
+    may_write(page, "report", "report")
     add_tags("experiment", plan.name)
     batch = Batch(plan.name, folder, get_run_logger().info, plan.runs())
     with (
@@ -75,7 +79,6 @@ def experiment_flow(
         if waiting:
             shared = cluster_of(plan, waiting, cluster)
             Crew(batch, shared, stop, bar, retries).run(waiting)
-    page = folder / f"{plan.name}.html" if report is None else Path(report)
     target = plan.target.model_dump(exclude_none=True) if plan.target else None
     return _finish(batch, page, target, stopped=stop.event.is_set())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from prefect import Task, flow, get_run_logger, task
@@ -12,6 +11,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from flows.artifacts import add_tags, parameter, publish_table, slug
 from flows.errors import EXIT_FAILED, exit_code
 from flows.stores import ingest_to_dict
+from pipeline.places import given_path
 
 
 def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -39,8 +39,8 @@ def ingest_task(
     """Write the store; an interrupted attempt leaves none, so a retry starts afresh."""
     return ingest_to_dict(
         name,
-        source=Path(source) if source else None,
-        store=Path(store) if store else None,
+        source=None if source is None else given_path(source, "source"),
+        store=None if store is None else given_path(store, "store"),
         limit_train=limit_train,
         limit_test=limit_test,
         unverified=unverified,

@@ -55,8 +55,10 @@ def compare_task(
     from pipeline.compare import combine_runs, loaded, summary_table
     from pipeline.curves import curves_png
     from pipeline.exports import check_export, write_export
+    from pipeline.outputs import may_write
     from pipeline.report import write_report
 
+    may_write(out, "report", "out")
     for path in exports:
         check_export(Path(path))
     combined = loaded(combine_runs(stores_of(runs, Path(results))))

@@ -19,6 +19,7 @@ from pipeline.cluster_config import ClusterConfig
 from pipeline.cluster_queues import start_jobs, start_pods
 from pipeline.device import CUBLAS
 from pipeline.greeting import greeted
+from pipeline.places import given_path
 
 HERE = "127.0.0.1"
 OURS = ("local", "cuda")  # kinds whose processes are copies of this one
@@ -185,7 +186,8 @@ def _one_nanny_per_gpu(
 def _connect(config: ClusterConfig) -> Client:
     where = config.address
     if config.kind == "scheduler-file":  # Dask would wait for a file that goes for ever
-        where = _address_in(Path(config.scheduler_file or ""))
+        file = config.scheduler_file or ""
+        where = _address_in(given_path(file, "cluster.scheduler_file"))
     security = security_of(config)
     connect = partial(
         Client,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import (
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -111,6 +112,16 @@ class RunConfig(Section):
     pipelined: bool = False  # activity perturbation: each worker keeps its layers
     experiment: str = "default"
     cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("dataset", "blocks", "loss", "init")
+    @classmethod
+    def _named(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError(
+                f"`{info.field_name}` must not be empty; got {value!r}. Name one, or "
+                "leave it out."
+            )
+        return value
 
     @field_validator("experiment")
     @classmethod

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from pipeline.compare import loaded
+from pipeline.outputs import may_write
 from pipeline.series import (
     AXES,
     CURVES,
@@ -94,14 +95,10 @@ def write_curves(
     ------
     ValueError — if ``path`` ends with neither ``.png`` nor ``.svg``.
     """
-    path = Path(path)
+    path = may_write(path, "picture", "path")
     if path.suffix == ".png":
         return write_whole(path, curves_png(ds, axes))
-    if path.suffix == ".svg":
-        return write_whole(path, curves_svg(ds, axes))
-    raise ValueError(
-        f"`path` must end with .png or .svg; got {str(path)!r}. Rename it."
-    )
+    return write_whole(path, curves_svg(ds, axes))
 
 
 def _axis(key: str) -> Axis:
@@ -209,6 +206,8 @@ def render(figure: Figure, kind: str, dots_per_inch: int = 110) -> bytes:
     # A `$` in a user's name is text, and equal data give equal bytes.
     settings: Any = {"svg.hashsalt": "ndcao", "text.parse_math": False}
     with rc_context(settings):
-        metadata = {"Date": None} if kind == "svg" else {}
+        # Says whose picture it is: `pipeline.outputs` replaces no other.
+        svg: dict[str, Any] = {"Date": None, "Creator": "ndcao"}
+        metadata = svg if kind == "svg" else {"Source": "ndcao"}
         figure.savefig(buffer, format=kind, dpi=dots_per_inch, metadata=metadata)
     return buffer.getvalue()

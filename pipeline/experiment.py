@@ -17,6 +17,7 @@ from pipeline.arms import Dropped
 from pipeline.axes import PLAIN
 from pipeline.config import Budget, Section, explain_one
 from pipeline.marked_yaml import FileError, Marked, read_marked
+from pipeline.places import given_path
 from pipeline.planning import Plan, PlannedRun, plan
 
 __all__ = [
@@ -170,7 +171,7 @@ def load_experiment(path_or_name: str | Path) -> Experiment:
 
 def find_experiment(path_or_name: str | Path) -> Path:
     """Return the file of an experiment given as ``load_experiment`` takes it."""
-    path = Path(path_or_name)
+    path = given_path(path_or_name, "experiment")
     named = path.suffix not in _SUFFIXES and len(path.parts) == 1
     file = shipped_experiments().get(str(path)) if named else path
     if file is None or not file.is_file():

@@ -17,6 +17,8 @@ import xarray as xr
 
 from pipeline.atomic import partial_directory, publish
 from pipeline.compare import loaded
+from pipeline.outputs import may_write, refuse_store
+from pipeline.places import given_path
 from pipeline.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = ["FORMATS", "check_export", "evaluation_table", "write_export"]
 
 _NOT_IN_TABLES = ("versions", "hardware", "config", "store", "git_dirty")
 _RUN_FIGURES = ("eval_time_s", "total_time_s", "n_reruns", "n_workers")
+_KINDS = {".nc": "netcdf", ".csv": "csv", ".parquet": "parquet"}
 _DESCRIBING = ("units", "long_name", "description")
 
 
@@ -46,10 +49,10 @@ def write_export(ds: xr.Dataset, path: str | Path) -> tuple[Path, ...]:
     Raises
     ------
     ValueError — if the format is unknown.
-    FileExistsError — if there is a Zarr store already: it may be a run.
+    FileExistsError — if something is there that is no such export, or a Zarr store.
     """
-    path = Path(path)
     write = FORMATS[check_export(path)]
+    path = Path(path).expanduser()
     names = [str(name) for name in ds if {*ds[name].dims} <= {"run", "eval"}]
     return write(loaded(ds[names].assign_attrs(ds.attrs)), path)
 
@@ -60,15 +63,21 @@ def check_export(path: str | Path) -> str:
     Raises
     ------
     ValueError — if there is none such.
-    FileExistsError — if a Zarr store is there.
+    FileExistsError — if a Zarr store is there, or a file that is no such export.
     """
-    suffix = Path(path).suffix.lower()
+    path = given_path(path, "export")
+    suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise ValueError(
             f"`export` must end with {', '.join(FORMATS)}; got {str(path)!r}. "
             "Rename it."
         )
-    if suffix == ".zarr" and Path(path).exists():
+    if suffix in _KINDS:
+        may_write(path, _KINDS[suffix], "export")
+    if suffix == ".csv":
+        may_write(_about(path), "csv", "export")
+    refuse_store(path, "export")
+    if suffix == ".zarr" and path.exists():
         raise FileExistsError(
             f"`export` must not replace a Zarr store, which may be a run; got {path}. "
             "Choose another name, or remove it first."
@@ -150,10 +159,15 @@ def _write_csv(ds: xr.Dataset, path: Path) -> tuple[Path, ...]:
     return (
         write_whole(path, table.to_csv(index=False, lineterminator="\n")),
         write_whole(
-            path.with_suffix(".columns.csv"),
+            _about(path),
             columns.to_csv(index=False, lineterminator="\n"),
         ),
     )
+
+
+def _about(path: Path) -> Path:
+    """Where the units and long names of a table's columns go."""
+    return path.with_suffix(".columns.csv")
 
 
 def _write_parquet(ds: xr.Dataset, path: Path) -> tuple[Path, ...]:

@@ -11,6 +11,7 @@ from blocks.layout import Layout, Segment
 from blocks.models import build_model
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore
+from pipeline.places import given_path
 
 Values = tuple[np.ndarray | None, np.ndarray | None]
 
@@ -33,7 +34,7 @@ def initial_values(config: RunConfig, data: DataStore, results: Path) -> Values:
         **config.model.arguments(),
     )
     layout = Layout.from_module(module)
-    source = Path(config.init)
+    source = given_path(config.init, "init")
     if source.suffix == ".safetensors":
         return _from_file(source, layout)
     from pipeline.run_store import open_run

@@ -1,9 +1,30 @@
-"""Where data stores are, by name."""
+"""Where data stores are, by name; paths as users write them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def given_path(path: str | Path, setting: str) -> Path:
+    """Return a path that a user named; ``~`` is the user's home.
+
+    Raises
+    ------
+    ValueError — if it is empty, as of a shell's unset variable, or names a home that
+    nobody has.
+    """
+    if not str(path).strip():
+        raise ValueError(
+            f"`{setting}` must not be empty; got {str(path)!r}. Is a variable unset?"
+        )
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as err:
+        raise ValueError(
+            f"`{setting}` must begin with ~ or the ~name of a user of this machine; "
+            f"got {path}. Write the path without it."
+        ) from err
 
 
 def resolve_store(name_or_path: str | Path, home: Path | None = None) -> Path:
@@ -12,7 +33,7 @@ def resolve_store(name_or_path: str | Path, home: Path | None = None) -> Path:
     A name without a folder and without ``.zarr`` is ``data/<name>.zarr`` under ``home``
     (default ``$NDCAO_HOME``, else the current folder). Nothing is opened.
     """
-    path = Path(name_or_path).expanduser()
+    path = given_path(name_or_path, "dataset")
     if len(path.parts) != 1 or path.suffix == ".zarr":
         return path
     return data_folder(home) / f"{path.name}.zarr"

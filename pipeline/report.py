@@ -15,6 +15,7 @@ import xarray as xr
 
 from pipeline.compare import loaded
 from pipeline.estimates import MIN_PAIRS
+from pipeline.outputs import may_write
 from pipeline.report_asynchrony import activity_data, activity_of_runs, activity_table
 from pipeline.report_data import chart_data
 from pipeline.report_methods import method_table, partition_table
@@ -59,9 +60,15 @@ def write_report(
     Returns
     -------
     ``out``.
+
+    Raises
+    ------
+    ValueError, FileExistsError — if ``out`` is no place for a page, or something else
+    is there.
     """
+    path = may_write(out, "report", "out")
     page = report_html(ds, title, target=target, left_out=left_out, command=command)
-    return write_whole(Path(out), page)
+    return write_whole(path, page)
 
 
 def report_html(

@@ -13,6 +13,7 @@ import xarray as xr
 from pipeline.asynchrony import Activity, Window
 from pipeline.compare import loaded
 from pipeline.curves import curves_figure, render
+from pipeline.outputs import check_folder, may_write
 from pipeline.report_asynchrony import RunActivity, activity_of_runs
 from pipeline.series import AXES, PALETTE, group_runs
 from pipeline.whole_file import write_whole
@@ -49,11 +50,13 @@ def write_figures(ds: xr.Dataset, folder: str | Path) -> list[Path]:
         if one.window is not None:
             name = re.sub(r"[^\w.-]+", "-", one.run_id)
             figures[f"activity-{name}"] = activity_figure(one)
-    return [
-        write_whole(Path(folder) / f"{name}.{kind}", render(figure, kind))
+    place = check_folder(folder, "figures")
+    files = {
+        may_write(place / f"{name}.{kind}", "picture", "figures"): (figure, kind)
         for name, figure in figures.items()
         for kind in KINDS
-    ]
+    }
+    return [write_whole(path, render(*drawn)) for path, drawn in files.items()]
 
 
 def activity_figure(one: RunActivity) -> Figure:

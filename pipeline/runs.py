@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from pipeline.places import data_folder
+from pipeline.places import data_folder, given_path
 from pipeline.run_store import open_run
 
 if TYPE_CHECKING:
@@ -34,6 +35,16 @@ __all__ = [
 
 CHECKPOINT = ".checkpoint.npz"
 STORE = ".zarr"
+MAX_ATTRIBUTES = 64 * 2**20  # bytes that are read to list a run
+_NUMBER = (int, float, NoneType)
+_FIGURES: dict[str, Any] = {  # that a listing shows, and what they must be
+    "status": str,
+    "test_accuracy": _NUMBER,
+    "train_loss": _NUMBER,
+    "n_loss_evals": (int, NoneType),
+    "wall_time_s": _NUMBER,
+    "stop_reason": str,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +53,7 @@ class RunInfo:
 
     run_id: str
     experiment: str
-    status: str  # complete, diverged, interrupted, damaged
+    status: str  # complete, diverged, interrupted, damaged, foreign
     path: Path
     test_accuracy: float | None = None
     train_loss: float | None = None
@@ -64,8 +75,10 @@ def checkpoint_path(folder: Path, run_id: str) -> Path:
 def list_runs(results: str | Path | None = None) -> list[RunInfo]:
     """Return every run under ``results``, finished ones and those to be resumed.
 
-    Only attributes are read; damaged stores are listed as such. A run that is complete
-    and interrupted is on its way with --again, unless the checkpoint is the older one.
+    Only attributes are read. What is called like a run and is none is listed too, as
+    "foreign" if it is a Zarr store of something else, else as "damaged". A run that is
+    complete and interrupted is on its way with --again, unless the checkpoint is the
+    older one.
     """
     folder = results_folder(results)
     found = [_stored(path) for path in sorted(folder.glob(f"*/*{STORE}"))]
@@ -79,38 +92,46 @@ def list_runs(results: str | Path | None = None) -> list[RunInfo]:
 
 def is_older(checkpoint: Path, store: Path) -> bool:
     """Whether a checkpoint was written before the store beside it was."""
-    marker = store / "zarr.json"
-    return (
-        marker.exists() and checkpoint.stat().st_mtime_ns <= marker.stat().st_mtime_ns
-    )
+    try:
+        marker = (store / "zarr.json").stat()
+        return checkpoint.stat().st_mtime_ns <= marker.st_mtime_ns
+    except OSError:
+        return False  # one of them is not there, or not ours to look at
 
 
 def _stored(path: Path) -> RunInfo:
     run_id, experiment = path.name.removesuffix(STORE), path.parent.name
-    try:
-        attrs = json.loads((path / "zarr.json").read_text(encoding="utf-8"))[
-            "attributes"
-        ]
-    except (OSError, ValueError, KeyError):
-        attrs = {}
-    if attrs.get("complete") is not True:
-        return RunInfo(run_id, experiment, "damaged", path)
-    return RunInfo(
-        run_id,
-        experiment,
-        attrs["status"],
-        path,
-        attrs["test_accuracy"],
-        attrs["train_loss"],
-        attrs["n_loss_evals"],
-        attrs["wall_time_s"],
-        attrs["stop_reason"],
+    attrs = _attributes(path)
+    if attrs is not None and "run_id" not in attrs:
+        return RunInfo(run_id, experiment, "foreign", path)
+    figures: dict[str, Any] = (
+        {} if attrs is None else {name: attrs.get(name) for name in _FIGURES}
     )
+    if (
+        attrs is None
+        or attrs.get("complete") is not True
+        or not all(isinstance(figures[name], _FIGURES[name]) for name in _FIGURES)
+    ):
+        return RunInfo(run_id, experiment, "damaged", path)
+    return RunInfo(run_id, experiment, path=path, **figures)
+
+
+def _attributes(path: Path) -> dict[str, Any] | None:
+    """Return the attributes of a Zarr store; None if they cannot be read."""
+    try:
+        with (path / "zarr.json").open("rb") as file:
+            text = file.read(MAX_ATTRIBUTES + 1)
+        attrs = json.loads(text)["attributes"] if len(text) <= MAX_ATTRIBUTES else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return attrs if isinstance(attrs, dict) else None
 
 
 def results_folder(results: str | Path | None = None) -> Path:
     """Return ``results``, or ``$NDCAO_HOME/results`` when that is not given."""
-    return data_folder().parent / "results" if results is None else Path(results)
+    if results is None:
+        return data_folder().parent / "results"
+    return given_path(results, "results")
 
 
 def find_run(
@@ -121,9 +142,9 @@ def find_run(
     Raises
     ------
     FileNotFoundError — if there is no such run.
-    ValueError — if several runs fit.
+    ValueError — if several runs fit, or the name is empty.
     """
-    path = Path(run)
+    path = given_path(run, "run")
     for suffix in (STORE, CHECKPOINT):
         if path.name.endswith(suffix) and path.exists():
             return path.parent, path.name.removesuffix(suffix)
@@ -256,8 +277,10 @@ def export_run(
     """
     from safetensors.torch import save
 
+    from pipeline.outputs import may_write
     from pipeline.whole_file import write_whole
 
+    path = may_write(path, "network", "path")
     ds = open_named(run, results)
     module = load_model(ds)
     metadata = {
@@ -269,4 +292,4 @@ def export_run(
         f"standardise.{name}": value.contiguous()
         for name, value in load_standardise(ds).state_dict().items()
     }
-    return write_whole(Path(path), save(state, metadata))
+    return write_whole(path, save(state, metadata))

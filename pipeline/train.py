@@ -44,8 +44,10 @@ from pipeline.initial import initial_values
 from pipeline.journal import Journal
 from pipeline.leases import Lend, RunIsLocked
 from pipeline.memory import give_back
+from pipeline.outputs import check_folder
 from pipeline.own_data import same_data
 from pipeline.pack import host
+from pipeline.places import given_path
 from pipeline.progress import Progress, Watcher
 from pipeline.record import params_sha256, to_dataset
 from pipeline.resolve import count_layers, resolve
@@ -114,8 +116,10 @@ def train(
         trains the same run.
     """
     began = time.monotonic()
-    path = Path(store) if store else ensure_store(config.dataset)
+    own = None if store is None else given_path(store, "store")
+    path = own or ensure_store(config.dataset)
     job = _job(config, path, results_folder(results), again)
+    check_folder(job.folder, "results")
     job.folder.mkdir(parents=True, exist_ok=True)
     with _only(job.folder, job.spec.run_id):
         saved = None if again else _saved(job.folder, job.spec.run_id)

@@ -292,3 +292,61 @@ def test_console_script__ctrl_c_during_ingest_leaves_no_store(home):
     assert process.returncode == 130
     assert errors == "error: interrupted.\n"
     assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["export", "", "x.safetensors"], "an argument"),
+        (["evaluate", ""], "an argument"),
+        (["resume", " "], "an argument"),
+        (["replay", ""], "an argument"),
+        (["train", "--dataset", ""], "`--dataset`"),
+        (["train", "-d", ""], "`-d`"),
+        (["train", "--results="], "`--results`"),
+        (["ingest", "digits", "--store", ""], "`--store`"),
+        (["experiment", "run", ""], "an argument"),
+        (["compare", "one", "", "--out", "x.html"], "an argument"),
+    ],
+)
+def test_empty_name__of_an_unset_variable_is_refused(words, named, capsys):
+    assert run(words) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"error: {named} must not be empty" in told
+
+
+def test_results__a_tilde_is_the_home_even_after_an_equals_sign(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run(["runs", "--results=~/r", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"] == str(tmp_path / "r")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["export", "RUN", "mynet.py"], "must end with .safetensors"),
+        (["export", "RUN", "OTHER.zarr/zarr.json"], "must end with .safetensors"),
+        (["compare", "RUN", "--out", "OTHER.zarr/zarr.json"], "must end with .html"),
+        (["compare", "RUN", "--out", "OTHER.zarr/x.html"], "inside a Zarr store"),
+        (["compare", "RUN", "--out", "note.html"], "must not replace"),
+        (["compare", "RUN", "--export", "data.csv"], "must not replace"),
+        (["compare", "RUN", "--figures", "OTHER.zarr/x"], "inside a Zarr store"),
+        (["demo", "--out", "note.html"], "must not replace"),
+        (["experiment", "run", "smoke", "--out", "note.html"], "must not replace"),
+    ],
+)
+def test_outputs__nothing_else_is_replaced_and_nothing_is_started(
+    words, what, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "OTHER.zarr").mkdir()
+    files = ["mynet.py", "OTHER.zarr/zarr.json", "note.html", "data.csv"]
+    for file in files:
+        (tmp_path / file).write_text("precious")
+    assert run(words) == 2
+    assert what in " ".join(capsys.readouterr().err.split())
+    assert {(tmp_path / file).read_text() for file in files} == {"precious"}

@@ -138,6 +138,41 @@ def test_list_runs__lists_damaged_stores_as_such(trained, tmp_path) -> None:
     assert list_runs(tmp_path / "nowhere") == []
 
 
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        ('{"zarr_format": 3, "node_type": "group", "attributes": {}}', "foreign"),
+        ('{"attributes": {"complete": true, "classes": 3}}', "foreign"),
+        ('{"attributes": {"run_id": "x", "complete": true}}', "damaged"),
+        ('{"attributes": {"run_id": "x", "complete": true, "status": 3}}', "damaged"),
+        ('{"attributes": 3}', "damaged"),
+        ('{"attributes": null}', "damaged"),
+        ('["attributes"]', "damaged"),
+        ("3", "damaged"),
+        ("[" * 100_000, "damaged"),
+        ("\xff", "damaged"),
+        ("", "damaged"),
+        (None, "damaged"),
+    ],
+)
+def test_list_runs__a_strangers_folder_hides_no_run(
+    content, status, trained, tmp_path
+) -> None:
+    ds, _ = trained
+    (tmp_path / "default").mkdir()
+    (tmp_path / "default" / "run.zarr").symlink_to(ds.attrs["store"])
+    other = tmp_path / "default" / "other.zarr"
+    other.mkdir()
+    if content is not None:
+        (other / "zarr.json").write_text(content, encoding="latin-1")
+    (tmp_path / "default" / "file.zarr").write_text("no folder")
+    (tmp_path / "default" / "loop.zarr").symlink_to("loop.zarr")
+    assert {r.run_id: r.status for r in list_runs(tmp_path)} == {
+        **{"run": "complete", "other": status},
+        **{"file": "damaged", "loop": "damaged"},
+    }
+
+
 def test_summary__is_one_json_line(trained) -> None:
     ds, _ = trained
     line = json.loads(json.dumps(summary(ds)))
