@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from pipeline.arrays import (
 )
 from pipeline.data_store import FORMAT, KIND, content_hash
 from pipeline.moments import Moments
-from pipeline.sources.notes import Notes
+from pipeline.sample_notes import Seen, note_copies, note_missing_classes
 from pipeline.sources.raw import Batch, RawDataset, RawSplit
 
 Progress = Callable[[str, int, int], None]
@@ -74,22 +73,24 @@ def write_store(
     scale = 255 if raw.dtype == np.uint8 else 1
     moments = Moments(raw.image_shape[0], scale)
     count = _Counter("write", sum(counts), progress)
-    train_digests: list[np.ndarray] = []
-    test_digests: list[np.ndarray] = []
+    seen, seen_test = Seen(), Seen()
 
-    def observe_train(images: np.ndarray, start: int) -> None:
+    def observe_train(images: np.ndarray, labels: np.ndarray, start: int) -> None:
         moments.add(images[: max(0, n_train - start)])
-        train_digests.append(_digests(images))
+        seen.add(images, labels)
 
-    def observe_test(images: np.ndarray, start: int) -> None:
-        test_digests.append(_digests(images))
+    def observe_test(images: np.ndarray, labels: np.ndarray, start: int) -> None:
+        seen_test.add(images, labels)
 
     variables = {
         **_write_split(group, "train", raw, train, counts[0], observe_train, count),
         **_write_split(group, "test", raw, raw.test, counts[1], observe_test, count),
     }
     if not raw.verified:
-        _note_twins(train_digests, test_digests, raw.notes)
+        note_copies(seen, seen_test, raw.notes)
+    by_split = {"train": seen.labels[:n_train], "val": seen.labels[n_train:]}
+    by_split["test"] = seen_test.labels
+    note_missing_classes(by_split, raw.class_names, raw.notes)
     _read_back(group, variables, folder, _Counter("check", 2 * sum(counts), progress))
     attrs: dict[str, Any] = {
         "kind": KIND,
@@ -134,7 +135,7 @@ def _write_split(
     raw: RawDataset,
     split: RawSplit,
     n_samples: int,
-    observe: Callable[[np.ndarray, int], None],
+    observe: Callable[[np.ndarray, np.ndarray, int], None],
     count: _Counter,
 ) -> dict[str, str]:
     """Write one split; return the content hashes of its two variables."""
@@ -159,7 +160,7 @@ def _write_split(
         stop = start + len(classes)
         write_rows(images, start, pixels)
         image_hash.update(pixels)
-        observe(pixels, start)
+        observe(pixels, classes, start)
         all_labels[start:stop] = classes
         count(stop - start)
         start = stop
@@ -182,20 +183,6 @@ def _one_after_the_other(train: RawSplit, n_train: int, val: RawSplit) -> RawSpl
         yield from val.batches(rows, max(0, limit - n_train))
 
     return RawSplit(n_train + val.n_samples, batches)
-
-
-def _digests(images: np.ndarray) -> np.ndarray:
-    """Return eight bytes of a hash for each image, as one whole number, (n,) uint64."""
-    digests = (hashlib.blake2b(x.tobytes(), digest_size=8).digest() for x in images)
-    return np.frombuffer(b"".join(digests), dtype="<u8")
-
-
-def _note_twins(train: list[np.ndarray], test: list[np.ndarray], notes: Notes) -> None:
-    """Note how many images are in test and in train or val as well."""
-    twins = np.flatnonzero(np.isin(np.concatenate(test), np.concatenate(train)))
-    if len(twins):
-        kind = "test images that are in train or val as well, pixel by pixel"
-        notes.add(kind, f"test image {twins[0]}", len(twins))
 
 
 def _regroup(batches: Iterator[Batch], rows: int, raw: RawDataset) -> Iterator[Batch]:

@@ -62,7 +62,7 @@ def arrange(members: Members, notes: Notes) -> Layout:
     inside = {path[: n_above + 1] for path in paths}  # the class folders
     _refuse_empty(members, inside, n_around, in_splits, notes)
     _leave_out(others, inside, members, notes)
-    return _numbered(images, placed, members, notes)
+    return _numbered(images, placed, members)
 
 
 def _sorted_out(members: Members) -> tuple[list[str], list[str]]:
@@ -164,7 +164,6 @@ def _numbered(
     images: Sequence[str],
     placed: Sequence[tuple[str, str]],
     members: Members,
-    notes: Notes,
 ) -> Layout:
     classes = sorted({name for split, name in placed if split == "train"})
     strange = sorted({name for _, name in placed} - set(classes))
@@ -177,12 +176,6 @@ def _numbered(
     splits: dict[str, list[Sample]] = {}
     for file, (split, name) in zip(images, placed, strict=True):
         splits.setdefault(split, []).append((file, label[name]))
-    for split, samples in splits.items():
-        present = {number for _, number in samples}
-        absent = [name for name in classes if label[name] not in present]
-        if absent:
-            kind = f"classes without an image in {split}"
-            notes.add(kind, absent[0], len(absent))
     return Layout(splits, tuple(classes))
 
 

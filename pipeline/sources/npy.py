@@ -31,8 +31,6 @@ class NpyArray:
         self._archive = archive
         self._info = info
         self.where = f"{source}: {info.filename}"
-        if not info.filename.endswith(".npy"):
-            raise damaged(self.where, "not an array")
         with self._opened() as file:
             self.shape, fortran, self.dtype = self._header(file)
             n_bytes = file.tell() + math.prod(self.shape) * self.dtype.itemsize
@@ -47,6 +45,8 @@ class NpyArray:
                 f"`source` must hold arrays in C order; got Fortran order at "
                 f"{self.where}. Save numpy.ascontiguousarray(array)."
             )
+        if not self.dtype.itemsize or min(self.shape, default=0) < 0:
+            raise damaged(self.where, f"{self.dtype} of shape {self.shape}")
         if n_bytes != info.file_size:
             raise ValueError(
                 f"`source` must hold whole arrays; got {info.file_size} bytes, not "
@@ -60,7 +60,10 @@ class NpyArray:
             self._header(file)
             for start in range(0, n_rows, rows):
                 shape = (min(rows, n_rows - start), *self.shape[1:])
-                data = file.read(math.prod(shape) * self.dtype.itemsize)
+                n_bytes = math.prod(shape) * self.dtype.itemsize
+                data = file.read(n_bytes)
+                if len(data) < n_bytes:
+                    raise damaged(self.where, "cut short")
                 yield np.frombuffer(data, self.dtype).reshape(shape)
 
     def whole(self) -> np.ndarray:

@@ -235,8 +235,7 @@ def test_image_folder__copies_in_test_are_said(tmp_path, pets, as_folder):
     files |= {f"test/{k[:4]}9.png": pets[k] for k in ("cat/0.png", "dog/0.png")}
     source = as_folder(tmp_path / "f", files)
     info = ingest("image-folder", source=source, store=tmp_path / "s.zarr")
-    (sentence,) = info.notes
-    assert sentence.startswith("2 test images that are in train or val as well")
+    assert info.notes[0].startswith("2 test images that are in train or val as well")
 
 
 def test_notes__count_by_kind_with_the_first_example():

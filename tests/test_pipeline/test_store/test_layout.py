@@ -55,7 +55,7 @@ def test_store__a_constant_channel_has_std_one(tmp_path, value):
 
 
 def test_store__floats_stay_floats_in_their_own_scale(tmp_path, rng):
-    images = rng.standard_normal((24, 3, 4, 4)).astype(np.float32)
+    images = rng.standard_normal((24, 3, 4, 5)).astype(np.float32)
     np.savez(tmp_path / "c.npz", x=images, y=np.arange(24) % 2)
     opened = open_store(
         ingest("npz", source=tmp_path / "c.npz", store=tmp_path / "c.zarr").path
