@@ -19,6 +19,7 @@ from pipeline.cluster_config import ClusterConfig
 from pipeline.cluster_queues import start_jobs, start_pods
 from pipeline.device import CUBLAS
 from pipeline.greeting import greeted
+from pipeline.main_guard import check_guarded
 from pipeline.places import given_path
 
 HERE = "127.0.0.1"
@@ -60,6 +61,7 @@ def _start(config: ClusterConfig, device: str) -> Any:
         if not config.adapt:
             cluster.scale(config.workers)
         return cluster
+    check_guarded()
     if config.kind == "cuda" or device == "cuda":
         return _local_cuda(config, security)
     return LocalCluster(

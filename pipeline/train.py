@@ -43,6 +43,7 @@ from pipeline.harness import (
 from pipeline.initial import initial_values
 from pipeline.journal import Journal
 from pipeline.leases import Lend, RunIsLocked
+from pipeline.main_guard import check_imported
 from pipeline.memory import give_back
 from pipeline.outputs import check_folder
 from pipeline.own_data import same_data
@@ -296,6 +297,7 @@ def _only(folder: Path, run_id: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as err:
+        check_imported()  # by a worker of the very process that holds the lock
         raise RunIsLocked(
             "`run` must be trained by one process at a time; "
             f"{run_id} is being trained by another. Wait for it, or change a "
