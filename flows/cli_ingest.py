@@ -50,6 +50,13 @@ Unverified = Annotated[
         help="Accept a re-packed or partial copy of a known set; the store says so.",
     ),
 ]
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace",
+        help="Replace a store that was made from another source.",
+    ),
+]
 Flow = Annotated[bool, typer.Option("--flow", help="Run as a Prefect flow run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line on stdout.")]
 
@@ -61,6 +68,7 @@ def ingest(
     limit_train: LimitTrain = None,
     limit_test: LimitTest = None,
     unverified: Unverified = False,
+    replace: Replace = False,
     flow: Flow = False,
     as_json: Json = False,
 ) -> None:
@@ -70,11 +78,16 @@ def ingest(
     The store appears only when it is complete and re-read; an interrupted ingest leaves
     none.
 
+    Images of your own lie in class folders (cat/*.png, or train/cat/*.png with test/
+    and val/ beside train/), packed as zip or tar or not, or are the arrays x_train,
+    y_train, x_test, y_test (or x, y) of an .npz.
+
     [bold]Examples[/bold]
     $ ndcao ingest digits                      (bundled: no file, no network)
     $ ndcao ingest mnist                       (downloads, with checksums)
     $ ndcao ingest mnist --from ~/raw/mnist --limit-train 10000
-    $ ndcao ingest image-folder --from pets.zip --store data/pets.zarr
+    $ ndcao ingest image-folder --from pets.zip          (gives data/pets.zarr)
+    $ ndcao ingest npz --from scans.npz --store data/scans-v2.zarr
     """
     started = time.perf_counter()
     if flow:
@@ -87,6 +100,7 @@ def ingest(
             limit_train,
             limit_test,
             unverified,
+            replace,
         )
     else:
         from flows.stores import ingest_to_dict
@@ -99,9 +113,10 @@ def ingest(
                 limit_train=limit_train,
                 limit_test=limit_test,
                 unverified=unverified,
+                replace=replace,
                 progress=progress,
             )
-    for sentence in info["notes"]:
+    for sentence in () if flow else info["notes"]:  # a flow has logged them
         note(f"note: {sentence}")
     if as_json:
         print_json(info)

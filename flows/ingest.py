@@ -35,6 +35,7 @@ def ingest_task(
     limit_train: int | None,
     limit_test: int | None,
     unverified: bool,
+    replace: bool,
 ) -> dict[str, Any]:
     """Write the store; an interrupted attempt leaves none, so a retry starts afresh."""
     return ingest_to_dict(
@@ -44,6 +45,7 @@ def ingest_task(
         limit_train=limit_train,
         limit_test=limit_test,
         unverified=unverified,
+        replace=replace,
     )
 
 
@@ -59,6 +61,7 @@ def ingest_flow(
     limit_train: int | None = None,
     limit_test: int | None = None,
     unverified: bool = False,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Read raw images once into a checksummed Zarr store.
 
@@ -69,13 +72,16 @@ def ingest_flow(
     store : store to write; None = ``data/<name>.zarr``.
     limit_train, limit_test : keep the first samples only.
     unverified : accept a re-packed or partial copy of a known data set.
+    replace : replace a store that was made from another source.
 
     Returns
     -------
     dict — the store's path, counts and content hash.
     """
     add_tags("ingest", name)
-    info = ingest_task(name, source, store, limit_train, limit_test, unverified)
+    info = ingest_task(
+        name, source, store, limit_train, limit_test, unverified, replace
+    )
     get_run_logger().info("store of %s: %s", name, info.get("path"))
     for sentence in info["notes"]:
         get_run_logger().warning("%s", sentence)

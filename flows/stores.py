@@ -16,6 +16,7 @@ def ingest_to_dict(
     limit_train: int | None = None,
     limit_test: int | None = None,
     unverified: bool = False,
+    replace: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Ingest and return what was written, as JSON-ready values."""
@@ -28,6 +29,7 @@ def ingest_to_dict(
         limit_train=limit_train,
         limit_test=limit_test,
         unverified=unverified,
+        replace=replace,
         progress=progress,
     )
     fields = dataclasses.asdict(info)

@@ -35,7 +35,13 @@ from pipeline.data_store import (
     open_store,
     read_attributes,
 )
-from pipeline.places import data_folder, resolve_store
+from pipeline.places import data_folder, given_path, resolve_store
+from pipeline.replacing import (
+    refuse_foreign,
+    refuse_other_source,
+    store_name,
+    store_path,
+)
 from pipeline.sources import open_source
 from pipeline.sources.known import KNOWN
 from pipeline.store_writer import write_store
@@ -82,6 +88,7 @@ def ingest(
     limit_train: int | None = None,
     limit_test: int | None = None,
     unverified: bool = False,
+    replace: bool = False,
     val_fraction: float = 0.1,
     progress: Progress | None = None,
 ) -> StoreInfo:
@@ -100,6 +107,8 @@ def ingest(
         ``npz`` the name is that of the source. See ``resolve_store``.
     limit_train, limit_test : int or None — keep the first N samples of the raw split.
     unverified : bool — take a re-packed or partial copy of a known set, and say so.
+    replace : bool — replace a store that was made from another source, or whose moments
+        an older version rounded otherwise.
     val_fraction : float — share of the (limited) training data, its end, for ``val``.
     progress : callable or None — called with stage ("download FILE", "write", "check"),
         what is done and what there is (bytes or samples; 0 = unknown).
@@ -115,31 +124,37 @@ def ingest(
     RuntimeError — if the disk is full, or does not keep what is written.
     """
     _check_numbers(limit_train, limit_test, val_fraction)
-    raw_path = None if source is None else Path(source).expanduser()
-    path = _store_path(name, raw_path, store)
-    _refuse_foreign(path)
+    raw_path = None if source is None else given_path(source, "source")
+    path = store_path(name, raw_path, store)
+    refuse_foreign(path)
     if raw_path is None and name in KNOWN:
         from pipeline.download import download
 
         raw_path = download(name, data_folder() / "downloads", progress)
-    with (
-        open_source(name, raw_path, unverified=unverified) as raw,
-        partial_directory(path) as partial,
-    ):
-        write_store(
-            partial,
-            raw,
-            name=name if name in {*KNOWN, "digits"} else path.stem,
-            limits=(limit_train, limit_test),
-            val_fraction=val_fraction,
-            progress=progress,
-        )
-        new = open_store(partial, verify=False)
-        old = _existing(path)
-        if old is not None and _same(path, partial):
-            return _info(path, old, "identical")
-        replaced = path.exists()
-        publish(partial, path)
+    with open_source(name, raw_path, unverified=unverified) as raw:
+        called = name if name in {*KNOWN, "digits"} else store_name(path)
+        # What a checksum covers is the same wherever it lies.
+        place = None if raw.verified or raw_path is None else raw_path.resolve()
+        origin = None if place is None else str(place)
+        if not replace:
+            refuse_other_source(path, called, raw.source, origin)
+        with partial_directory(path) as partial:
+            write_store(
+                partial,
+                raw,
+                name=called,
+                origin=origin,
+                limits=(limit_train, limit_test),
+                val_fraction=val_fraction,
+                progress=progress,
+            )
+            new = open_store(partial, verify=False)
+            old = _existing(path)
+            if old is not None and _same(path, partial, exactly=replace):
+                return _info(path, old, "identical")
+            replaced = path.exists()
+            refuse_foreign(path)  # what came there meanwhile
+            publish(partial, path)
     return _info(path, new, "replaced" if replaced else "created")
 
 
@@ -176,29 +191,6 @@ def _check_numbers(
         )
 
 
-def _store_path(name: str, source: Path | None, store: str | Path | None) -> Path:
-    if store is not None:
-        return Path(store).expanduser()
-    if name in {"image-folder", "npz"} and source is not None:
-        return data_folder() / f"{source.resolve().stem}.zarr"
-    return resolve_store(name)
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise unless ``path`` is free or holds a data store, whole or broken."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    try:
-        read_attributes(path)
-    except ValueError as err:
-        if (path / "train_image").is_dir() and (path / "test_label").is_dir():
-            return  # a store whose metadata broke
-        raise ValueError(
-            f"`store` must be free or a data store; got {path}, which holds something "
-            "else. Choose another --store, or remove it yourself."
-        ) from err
-
-
 def _existing(path: Path) -> DataStore | None:
     try:
         return open_store(path)
@@ -206,13 +198,16 @@ def _existing(path: Path) -> DataStore | None:
         return None  # absent or broken: about to be replaced
 
 
-def _same(old: Path, new: Path) -> bool:
+def _same(old: Path, new: Path, *, exactly: bool) -> bool:
     """Say whether two whole stores hold the same, but for how moments were rounded.
 
     Earlier versions computed them in floating point, so that their last digits, and
     with them the content hash, depended on the machine: such a store keeps its hash.
     """
     a, b = read_attributes(old), read_attributes(new)
+    exact = [(found["content_sha256"], found.get("origin")) for found in (a, b)]
+    if exactly and exact[0] != exact[1]:
+        return False
     alike = all(
         a.get(key) == b.get(key)
         for key in (*COVERED, "name", "verified", "source")

@@ -31,6 +31,7 @@ def write_store(
     raw: RawDataset,
     *,
     name: str,
+    origin: str | None,
     limits: tuple[int | None, int | None],
     val_fraction: float,
     progress: Progress | None,
@@ -42,6 +43,7 @@ def write_store(
     folder : Path — an empty directory.
     raw : RawDataset — its splits are read once.
     name : str — recorded as the data set's name.
+    origin : str or None — the place of the raw files, where no checksum covers them.
     limits : (int or None, int or None) — how many samples of train and of test to keep.
     val_fraction : float — in [0, 1).
     progress : callable or None — see ``pipeline.store.ingest``.
@@ -106,6 +108,7 @@ def write_store(
         "std": moments.std,
         "pixel_scale": float(scale),
         "source": raw.source,
+        "origin": origin,
         "verified": raw.verified,
         "reader": raw.reader,
         "notes": raw.notes.sentences(),

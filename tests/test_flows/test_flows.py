@@ -183,12 +183,12 @@ def test_ingest_flow__network_errors_are_retried_bad_names_are_not(monkeypatch):
             raise ValueError("`name` must be known.")
         if len(attempts) < 3:
             raise ConnectionError("no network")
-        return {"path": "data/x.zarr"}
+        return {"path": "data/x.zarr", "notes": ()}
 
     quick = module.ingest_task.with_options(retry_delay_seconds=0)
     monkeypatch.setattr(module, "ingest_task", quick)
     monkeypatch.setattr(module, "ingest_to_dict", flaky)
-    assert module.ingest_flow("mnist") == {"path": "data/x.zarr"}
+    assert module.ingest_flow("mnist") == {"path": "data/x.zarr", "notes": ()}
     assert len(attempts) == 3
     attempts.clear()
     with pytest.raises(ValueError, match="must be known"):

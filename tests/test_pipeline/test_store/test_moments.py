@@ -107,3 +107,6 @@ def test_ingest__a_store_whose_moments_an_older_version_rounded_keeps_its_hash(
     assert info.status == "identical"
     assert info.content_sha256 == attributes["content_sha256"]
     assert open_store(store).content_sha256 == attributes["content_sha256"]
+    again = ingest("npz", source=source, store=store, replace=True)
+    assert again.status == "replaced"
+    assert again.content_sha256 != attributes["content_sha256"]

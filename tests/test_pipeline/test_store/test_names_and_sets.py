@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.replacing import store_name, store_path
 from pipeline.store import (
     data_folder,
     ensure_store,
@@ -34,6 +35,78 @@ def test_ingest__image_folder_and_npz_are_named_after_their_source(
     info = ingest("npz", source=source)
     assert info.path == tmp_path / "data" / "small.zarr"
     assert open_store(info.path).name == "small"
+
+
+@pytest.mark.parametrize(
+    ("source", "folder", "name"),
+    [
+        ("pets.v1", True, "pets.v1"),
+        ("pets.zip", True, "pets.zip"),
+        ("pets.v1.zip", False, "pets.v1"),
+        ("pets.v1.TAR.GZ", False, "pets.v1"),
+        ("pets.tgz", False, "pets"),
+        ("pets.v1", False, "pets.v1"),
+    ],
+)
+def test_store_path__only_files_lose_their_suffix(
+    tmp_path, monkeypatch, source, folder, name
+):
+    monkeypatch.setenv("NDCAO_HOME", str(tmp_path))
+    path = tmp_path / source
+    path.mkdir() if folder else path.touch()
+    found = store_path("image-folder", path, None)
+    assert found == tmp_path / "data" / f"{name}.zarr"
+    assert store_name(found) == name
+
+
+@pytest.mark.parametrize("name", ["digits", "MNIST", "npz"])
+def test_ingest__known_names_are_reserved(tmp_path, source, monkeypatch, name):
+    monkeypatch.setenv("NDCAO_HOME", str(tmp_path))
+    source.rename(tmp_path / f"{name}.npz")
+    for place in ({}, {"store": tmp_path / "elsewhere" / f"{name}.zarr"}):
+        with pytest.raises(ValueError, match=rf"a name of its own.*got {name} for"):
+            ingest("npz", source=tmp_path / f"{name}.npz", replace=True, **place)
+    assert not (tmp_path / "data").exists()
+
+
+def test_ingest__a_source_without_a_name_needs_one():
+    with pytest.raises(ValueError, match=r"a name of its own.*got none for /"):
+        ingest("image-folder", source="/")
+
+
+def test_ingest__another_source_replaces_nothing_unless_asked(
+    files, tmp_path, store, source
+):
+    other = tmp_path / "new" / source.name
+    other.parent.mkdir()
+    with np.load(source) as arrays:
+        np.savez(other, **{**arrays, "x_train": arrays["x_train"][:, ::-1]})
+    before = files(store)
+    with pytest.raises(ValueError, match=r"same source gave before; .* add --replace"):
+        ingest("npz", source=other, store=store)
+    with pytest.raises(ValueError, match=r"same source gave before; .* for digits"):
+        ingest("digits", store=store)
+    assert files(store) == before
+    info = ingest("npz", source=other, store=store, replace=True)
+    assert info.status == "replaced"
+    assert ingest("npz", source=other, store=store).status == "identical"
+
+
+def test_ingest__the_same_source_may_have_changed(store, source):
+    with np.load(source) as arrays:
+        changed = {**arrays, "x_train": arrays["x_train"][:, ::-1]}
+    np.savez(source, **changed)
+    assert ingest("npz", source=source, store=store).status == "replaced"
+
+
+def test_ingest__a_copy_is_taken_for_the_origin_when_asked(tmp_path, store, source):
+    copy = tmp_path / "copy" / source.name
+    copy.parent.mkdir()
+    shutil.copy(source, copy)
+    content = open_store(store).content_sha256
+    info = ingest("npz", source=copy, store=store, replace=True)
+    assert info.content_sha256 == content
+    assert ingest("npz", source=copy, store=store).status == "identical"
 
 
 def test_ensure_store__ingests_digits_on_first_use_and_nothing_else(tmp_path):

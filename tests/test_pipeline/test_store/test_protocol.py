@@ -58,6 +58,40 @@ def test_ingest__never_replaces_what_is_not_a_data_store(tmp_path, source):
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["run.zarr/zarr.json", "notes.txt", "train_image/run.csv", "test_label/x/c.0"],
+)
+def test_ingest__deletes_nothing_that_it_did_not_write(
+    files, store, source, name, broken
+):
+    (store / name).parent.mkdir(exist_ok=True)
+    (store / name).write_text("days of work")
+    if broken:
+        (store / "zarr.json").write_text("{")
+    before = files(store)
+    with pytest.raises(ValueError, match=r"nothing but the data store .* Move it"):
+        ingest("npz", source=source, store=store, limit_train=100, replace=True)
+    assert files(store) == before
+
+
+def test_ingest__deletes_nothing_that_came_while_it_worked(files, store, source):
+    def progress(stage, done, total):
+        (store / "results").mkdir(exist_ok=True)
+        (store / "results" / "run").write_text("days of work")
+
+    with pytest.raises(ValueError, match=r"nothing but the data store"):
+        ingest("npz", source=source, store=store, limit_train=100, progress=progress)
+    assert open_store(store).n_train == 2250
+    assert "results/run" in files(store)
+
+
+def test_ingest__refuses_a_place_inside_a_store(store, source):
+    with pytest.raises(ValueError, match="must not lie inside a Zarr store"):
+        ingest("npz", source=source, store=store / "more.zarr")
+
+
 def raw_that(action):
     """Return a data set whose second piece of training data calls ``action``."""
 
@@ -97,7 +131,7 @@ def test_ingest__any_failure_leaves_the_old_store_untouched(
         lambda *_, **__: contextlib.nullcontext(raw_that(failure(error))),
     )
     with pytest.raises(seen):
-        ingest("npz", source=source, store=store)
+        ingest("npz", source=source, store=store, replace=True)
     assert files(store) == before
     assert not leftovers(store.parent)
 
@@ -135,6 +169,7 @@ def test_ingest__fewer_samples_than_announced_are_refused(tmp_path, monkeypatch)
             tmp_path / "a",
             raw,
             name="a",
+            origin=None,
             limits=(None, None),
             val_fraction=0.1,
             progress=None,
