@@ -33,7 +33,8 @@ class DBSState:
     payload: Payload  # (P,) gradient of the own slice, (B,) buffers after its pass
     index: int
     sizes: tuple[int, ...]  # b_i by node, samples of a step
-    seconds: tuple[float, ...]  # by node, summed since the sizes were chosen
+    # by node, that steps of these sizes take; summed since the sizes were chosen
+    seconds: tuple[float, ...]
     epoch: int  # steps between two choices
 
 
@@ -53,7 +54,8 @@ class DBS(ReplicaSGD):
     adapt_every : int — steps between two choices of shares; 0 = one epoch.
     speeds : tuple of float — declared samples/s of every node, in any unit:
         t_i = b_i/speed_i. Empty: all alike.
-    measured : bool — t_i = the seconds that node i's steps took, by the run's clock.
+    measured : bool — t_i = the seconds that node i's steps took, by the run's clock. A
+        node tells its seconds a sample, as sizes may change while a time is on its way.
 
     Notes
     -----
@@ -130,20 +132,26 @@ class DBS(ReplicaSGD):
         part = slice_of(sizes, state.index)
         payload = ahead(oracle, replica, observation, part)
         new = DBSState(replica, payload, state.index, sizes, seconds, state.epoch)
-        return self._answer(new, observation.seconds if self.measured else 0.0)
+        # The previous step, which was timed, took the gradient of the sizes till now.
+        return self._answer(new, observation.seconds / state.sizes[state.index])
 
     def _add_times(
         self, state: DBSState, observation: Observation
     ) -> tuple[float, ...]:
-        speeds = self.speeds or (1.0,) * len(state.sizes)
-        taken = [b / speed for b, speed in zip(state.sizes, speeds, strict=True)]
         if self.measured:
-            taken = [own[0] for own in observation.scalars]
+            paces = [own[0] for own in observation.scalars]
+            if not all(pace > 0 for pace in paces):  # not known: after an interruption
+                return state.seconds
+            taken = [b * pace for b, pace in zip(state.sizes, paces, strict=True)]
+        else:
+            speeds = self.speeds or (1.0,) * len(state.sizes)
+            taken = [b / speed for b, speed in zip(state.sizes, speeds, strict=True)]
         return tuple(t + new for t, new in zip(state.seconds, taken, strict=True))
 
-    def _answer(self, state: DBSState, seconds: float) -> tuple[DBSState, Message]:
+    def _answer(self, state: DBSState, pace: float) -> tuple[DBSState, Message]:
+        """State and message; ``pace``: seconds a sample, 0 = not known."""
         replica = state.replica
-        scalars = (seconds,) if self.measured else ()
+        scalars = (pace,) if self.measured else ()
         return state, Message(
             replica.params,
             buffers=replica.buffers,

@@ -76,7 +76,7 @@ def test_measured__times_are_told_and_used(session, double):
     assert [m.scalars for m in played.messages] == [(0.0,)] * 3
     told = ((1.0,), (2.0,), (2.0,))
     state, message = measured_step(played, algorithm, 1, 0.25, told)
-    assert message.scalars == (0.25,)
+    assert message.scalars == (0.25 / 4,)  # of a sample: 4 were timed
     assert state.sizes == (6, 3, 3)
     assert state.seconds == (0.0, 0.0, 0.0)
 
@@ -87,6 +87,49 @@ def test_measured__keeps_the_sizes_while_a_time_is_missing(session, double):
     told = ((1.0,), (0.0,), (2.0,))
     state, _ = measured_step(played, algorithm, 0, 0.25, told)
     assert state.sizes == (4, 4, 4)
+
+
+def sizes_by_the_clock(played, algorithm, seconds_of, n_steps):
+    """Sizes after every step, where node i takes ``seconds_of(i, samples)``."""
+    took, found = [0.0] * len(played.states), []
+    for _ in range(n_steps):
+        told = tuple(message.scalars for message in played.messages)
+        answers = [
+            measured_step(played, algorithm, node, took[node], told)
+            for node in range(len(took))
+        ]
+        played.states, played.messages = map(list, zip(*answers, strict=True))
+        played.step += 1
+        sizes = played.states[0].sizes
+        assert {state.sizes for state in played.states} == {sizes}
+        took = [seconds_of(node, b) for node, b in enumerate(sizes)]
+        found.append(sizes)
+    return found
+
+
+@pytest.mark.parametrize("adapt_every", [1, 2, 5])
+def test_measured__constant_speeds_settle_at_their_shares_and_stay(
+    adapt_every, session, double
+):
+    algorithm = DBS(batch_size=4, adapt_every=adapt_every, measured=True)
+    played = session(algorithm, double(3), n_nodes=3)
+    speeds = (1.0, 2.0, 3.0)
+    found = sizes_by_the_clock(played, algorithm, lambda i, b: b / speeds[i], 20)
+    settled = 3 + adapt_every  # a time arrives two steps late
+    assert found[settled:] == [(2, 4, 6)] * (20 - settled)
+    assert set(found) == {(4, 4, 4), (2, 4, 6)}
+
+
+@pytest.mark.parametrize("adapt_every", [1, 2, 5])
+def test_measured__time_that_does_not_depend_on_the_size_settles_too(
+    adapt_every, session, double
+):
+    algorithm = DBS(batch_size=4, adapt_every=adapt_every, measured=True)
+    played = session(algorithm, double(3), n_nodes=3)
+    delays = (0.0, 0.0, 2.0)  # beside a second a sample
+    found = sizes_by_the_clock(played, algorithm, lambda i, b: b + delays[i], 40)
+    (sizes,) = set(found[-10:])
+    assert sizes in {(5, 5, 2), (5, 4, 3)}
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9), st.integers(0, 200))
