@@ -28,16 +28,26 @@ class Pooled:
     size: tuple[int, int]
 
     def back(self, delta: Tensor) -> Tensor:
-        """(n, …, H, W): every number of (n, …, h, w) at the largest of its window."""
+        """(n, …, H, W): every number of (n, …, h, w) at the largest of its window.
+
+        Of several that are largest the first by rows has it alone, as in torch's own
+        gradient: flat background ties exactly.
+        """
         high, wide = (s * n for s, n in zip(self.size, self.y.shape[-2:], strict=True))
         whole = (high, wide) == tuple(self.x.shape[-2:])
         found = (delta.new_empty if whole else delta.new_zeros)(self.x.shape)
-        for row in range(self.size[0]):
-            for column in range(self.size[1]):
-                rows = slice(row, high, self.size[0])
-                at = (..., rows, slice(column, wide, self.size[1]))
-                # Zeros and ones as floats: several times faster than a bool mask.
-                torch.mul(self.x[at].clone().eq_(self.y), delta, out=found[at])
+        *places, last = (
+            (..., slice(row, high, self.size[0]), slice(column, wide, self.size[1]))
+            for row in range(self.size[0])
+            for column in range(self.size[1])
+        )
+        rest = delta.clone()
+        for at in places:
+            # Zeros and ones as floats: several times faster than a bool mask.
+            taken = self.x[at].clone().eq_(self.y).mul_(rest)
+            found[at] = taken
+            rest.sub_(taken)  # 0 from here on, wherever it was taken
+        found[last] = rest
         return found
 
 

@@ -25,9 +25,30 @@ class Rule:
     concerns: Callable[[RunConfig], bool]  # of resolved settings; may be too many runs
 
 
+def _pools(config: RunConfig) -> bool:
+    """Whether a network that perturbs its activations may hold maximum pools."""
+    activity = config.algorithm.kind == "activity-perturbation"
+    return activity and config.model.name not in ("mlp", "resnet8")
+
+
+def _clocked(config: RunConfig) -> bool:
+    return config.algorithm.kind == "dbs" and config.algorithm.measured
+
+
 # In the order in which they came, so that a beginning of it is what an older version
 # had. Add at the end; never change what a rule that was released concerns.
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "first-of-tied-maxima",
+        "of equal maxima in the window of a pool the first alone is given the credit",
+        _pools,
+    ),
+    Rule(
+        "times-of-their-sizes",
+        "measured times are divided by the sizes for which they were taken",
+        _clocked,
+    ),
+)
 
 
 def rules_of(config: RunConfig) -> tuple[str, ...]:

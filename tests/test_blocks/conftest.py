@@ -15,6 +15,12 @@ from blocks.checking import bits, leaves
 from blocks.rehearsal import Session, make_problem
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """One thread, as runs have: small products are slower on several."""
+    torch.set_num_threads(1)
+
+
 @dataclass(frozen=True)
 class Double:
     """A small network in float64, for limits that hold to 1e-10.

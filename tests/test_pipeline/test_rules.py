@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from blocks import ALGORITHMS
 from pipeline import rules
 from pipeline.config import load_config
 from pipeline.replay import replay
@@ -107,3 +108,17 @@ def test_resume__refuses_states_of_other_rules_in_a_sentence(
     new = stopped(config, tmp_path)
     assert "checkpoint.npz is this run as an older" in new.attrs["warnings"][0]
     assert resume(new.attrs["run_id"], results=tmp_path).attrs["status"] == "complete"
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_rules__concern_the_runs_whose_arithmetic_changed_and_no_others(name) -> None:
+    def of(model: str, **settings) -> tuple[str, ...]:
+        flags = {"algorithm": {"kind": name, **settings}, "model": {"name": model}}
+        return rules.rules_of(load_config(None, [], flags))
+
+    assert of("mlp") == of("resnet8") == ()
+    ties = ("first-of-tied-maxima",) if name == "activity-perturbation" else ()
+    assert of("lenet") == of("cifar_cnn") == of("mine:network") == ties
+    if name == "dbs":
+        assert of("mlp", measured=True) == ("times-of-their-sizes",)
+        assert of("mlp", speeds=[1.0, 2.0]) == ()
