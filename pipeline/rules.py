@@ -32,7 +32,7 @@ def _pools(config: RunConfig) -> bool:
 
 
 def _clocked(config: RunConfig) -> bool:
-    return config.algorithm.kind == "dbs" and config.algorithm.measured
+    return config.algorithm.kind == "dbs" and bool(config.algorithm.measured)
 
 
 # In the order in which they came, so that a beginning of it is what an older version
