@@ -111,7 +111,8 @@ class ActivityModel:
         sums: list[Sums] = [{} for _ in self._segments]
         noise = self.noise
         losses = []
-        with torch.no_grad(), self._model._held.holding(params, buffers):
+        held = self._model._held
+        with torch.no_grad(), held.holding(params, buffers), held.door():
             parts = self._split(x), targets.split(self._at_once)
             for part, (rows, wanted) in enumerate(zip(*parts, strict=True)):
                 source = noise.source(key, part, self._model.device)
@@ -126,7 +127,7 @@ class ActivityModel:
         return torch.cat(losses, dim=1), estimate
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
-        parts: tuple[Tensor, ...] = aligned(x).split(self._at_once)
+        parts: tuple[Tensor, ...] = self._model._held.lent(x).split(self._at_once)
         return parts
 
     def _write(self, flat: Tensor, sums: Sums) -> None:
@@ -166,11 +167,12 @@ class ActivityModel:
         """
         parts = self._split(x) if isinstance(x, Tensor) else tuple(x)
         outputs, kept = [], []
-        with torch.no_grad(), self._model._held.holding(params, buffers):
+        held = self._model._held
+        with torch.no_grad(), held.holding(params, buffers), held.door():
             for part, rows in enumerate(parts):
                 source = self.noise.source(key, part, self._model.device)
                 answer, calls = segment_forward(
-                    self._segments[segment], aligned(rows), self.noise.draws, source
+                    self._segments[segment], held.lent(rows), self.noise.draws, source
                 )
                 outputs.append(answer)
                 kept.append(calls)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from blocks.activity_layers import trained_layers
+from blocks.activity_links import is_plain
 from blocks.activity_tails import in_tail
 
 
@@ -78,7 +79,7 @@ def cut(module: nn.Module) -> tuple[Segment, ...]:
 
 def _links(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Modules in the order of the pass; only a plain sequence is opened."""
-    if type(module).forward is not nn.Sequential.forward:
+    if not is_plain(module):
         yield name, module
         return
     for child_name, child in module._modules.items():

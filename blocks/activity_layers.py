@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from blocks.activity_links import hooked
 from blocks.activity_tails import Tail
 
 Sums = dict[int, Tensor]  # by the ``id`` of a parameter: its estimate so far
@@ -58,6 +59,7 @@ def is_layer(module: nn.Module) -> bool:
     return (
         trains(module)
         and type(module) in _KNOWN
+        and not hooked(module)
         and not (isinstance(module, _BatchNorm) and module.running_mean is None)
     )
 
@@ -80,6 +82,7 @@ def trained_layers(
             without = (
                 " without running statistics" if isinstance(part, _BatchNorm) else ""
             )
+            without = " with hooks" if hooked(part) else without
             raise ValueError(
                 "`model` must hold its parameters in dense, convolutional or "
                 "normalisation layers for activity perturbation; got "

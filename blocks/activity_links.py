@@ -6,6 +6,18 @@ import torch
 from torch import Tensor, nn
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more, or something else, than its ``forward``."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    )
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module does nothing but call its children one after the other."""
+    return type(module).forward is nn.Sequential.forward and not hooked(module)
+
+
 def apply(link: nn.Module, x: Tensor, own: bool) -> Tensor:
     """Return ``link(x)``, the same numbers exactly.
 
@@ -19,9 +31,11 @@ def apply(link: nn.Module, x: Tensor, own: bool) -> Tensor:
     x : (n, …) its input.
     own : bool — whether ``x`` may be overwritten.
     """
-    if own and type(link) is nn.ReLU:
+    if own and type(link) is nn.ReLU and not hooked(link):
         return x.relu_()
-    if type(link) is nn.MaxPool2d and x.dim() == 4 and x.device.type == "cpu":
+    pools = type(link) is nn.MaxPool2d and not hooked(link)
+    if pools and x.dim() == 4 and x.device.type == "cpu":
+        assert isinstance(link, nn.MaxPool2d)
         size = pool_window(link)
         if size is not None and x.shape[2] >= size[0] and x.shape[3] >= size[1]:
             return _largest(_largest(x, 3, size[1]), 2, size[0])

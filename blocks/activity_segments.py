@@ -21,6 +21,7 @@ from blocks.activity_links import apply
 from blocks.activity_noise import NoiseSource, noise_scale
 from blocks.activity_tails import Tail, passed
 from blocks.losses import LossFunction
+from blocks.usercode import UserCodeError
 
 # Share of its noise that an output which the rectifier stopped is credited with: pure
 # chance, but under Adam a unit that is off for every sample wanders on it until it is
@@ -185,7 +186,7 @@ class _Record:
         def hook(layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
             (x,) = args
             if len(x) != self.n_rows or len(y) != self.n_rows:
-                raise ValueError(
+                raise UserCodeError(
                     f"Layer `{names[id(layer)]}` must be called with one row a sample "
                     f"for activity perturbation; got {len(x)} rows for {self.n_rows} "
                     "samples. Keep samples in the first dimension."

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from blocks.activity_links import apply, pool_window
+from blocks.activity_links import apply, hooked, pool_window
 
 _TRANSPARENT = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)
 
@@ -78,8 +78,8 @@ class Tail:
 
 def in_tail(link: nn.Module) -> bool:
     """Whether noise may be added behind a module, and credit handed back through it."""
-    if type(link) not in _TRANSPARENT:  # a subclass may do something else
-        return False
+    if type(link) not in _TRANSPARENT or hooked(link):
+        return False  # a subclass may do something else
     if isinstance(link, nn.MaxPool2d):
         return pool_window(link) is not None
     if isinstance(link, nn.Flatten):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from blocks.activity_links import hooked, is_plain
 from blocks.layout import Layout
 
 Form = Literal["auto", "loop", "vmap", "bmm", "pairs"]
@@ -131,8 +132,9 @@ def is_perceptron(module: nn.Module) -> bool:
     """Return whether a module is Flatten, then Linear and elementwise layers."""
     parts = list(leaves(module))
     return (
-        isinstance(module, nn.Sequential)
+        is_plain(module)
         and len(parts) >= 2
+        and not any(hooked(part) for part in parts)
         and isinstance(parts[0], nn.Flatten)
         and (parts[0].start_dim, parts[0].end_dim) == (1, -1)
         and any(type(part) is nn.Linear for part in parts)
@@ -182,7 +184,7 @@ def bmm_logits(module: nn.Module, layout: Layout, thetas: Tensor, x: Tensor) -> 
             if hidden is not None:
                 hidden = part(hidden)
             elif not isinstance(part, nn.Flatten):
-                shared = part(shared)
+                shared = elementwise(part, shared)
             continue
         weight = values(part.weight)  # (K, o, i)
         if hidden is None:
@@ -196,10 +198,17 @@ def bmm_logits(module: nn.Module, layout: Layout, thetas: Tensor, x: Tensor) -> 
     return hidden.transpose(1, 2).contiguous()
 
 
+def elementwise(part: nn.Module, x: Tensor) -> Tensor:
+    """Return ``part(x)`` of a caller's ``x``, which is not written to."""
+    answer: Tensor = part(x.clone() if getattr(part, "inplace", False) else x)
+    return answer
+
+
 def leaves(module: nn.Module) -> Iterator[nn.Module]:
-    """Modules of nested sequences in the order in which they are applied."""
-    if isinstance(module, nn.Sequential):
-        for part in module:
-            yield from leaves(part)
+    """Modules of nested plain sequences in the order in which they are applied."""
+    if is_plain(module):
+        for part in module._modules.values():
+            if part is not None:
+                yield from leaves(part)
     else:
         yield module

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blocks.activity_links import is_plain
 from blocks.algorithm import step_rng
-from blocks.flat import aligned, flatten
+from blocks.flat import flatten
 from blocks.forward import FlatModel
 from blocks.losses import LossFunction
+from blocks.usercode import check_logits
 
 Feedback = Callable[[int, int], Tensor]  # (n_classes, width) → (n_classes, width)
 
@@ -93,7 +95,7 @@ def segments(module: nn.Module) -> list[nn.Sequential]:
 
 def _links(module: nn.Module, name: str = "") -> list[tuple[str, nn.Module]]:
     """Layers in the order of the pass; only a plain sequence is opened."""
-    if type(module).forward is not nn.Sequential.forward:
+    if not is_plain(module):
         return [(name, module)]
     found = []
     for child_name, child in module._modules.items():
@@ -150,31 +152,40 @@ def direct_feedback(
     ------
     ValueError — if the module is no chain (see ``segments``).
     """
-    x = aligned(x)
     held = model._held
     with held.holding(params, buffers), held.training(seed), torch.enable_grad():
         chain = segments(held.module)
-        outputs = _pass(chain, x)
+        with held.door():
+            outputs = _pass(chain, held.lent(x), copy=bool(held.user))
+        if held.user:
+            check_logits(held.user, outputs[-1], len(x))
         logits = outputs[-1].detach().requires_grad_()
         losses = loss_function(logits, targets)
-        (error,) = torch.autograd.grad(losses.mean(), logits)
+        with held.differentiating(loss_function):
+            (error,) = torch.autograd.grad(losses.mean(), logits)
         found: dict[int, Tensor] = {}
         for segment, output in zip(chain[:-1], outputs[:-1], strict=True):
             matrix = feedback(error.shape[1], output[0].numel()).to(error)
-            found |= _local(segment, output, (error @ matrix).view(output.shape))
-        found |= _local(chain[-1], outputs[-1], error)
+            with held.differentiating(loss_function):
+                found |= _local(segment, output, (error @ matrix).view(output.shape))
+        with held.differentiating(loss_function):
+            found |= _local(chain[-1], outputs[-1], error)
         parts = [found.get(id(p), torch.zeros_like(p)) for p in held.params]
         gradient = flatten(parts, model.n_params, model.device)
         after = held.buffers.clone() if model.n_buffers else None
     return float(losses.detach().double().mean()), gradient, after
 
 
-def _pass(chain: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """Outputs of the segments, each with the graph of its own segment only."""
+def _pass(chain: Sequence[nn.Module], x: Tensor, copy: bool) -> list[Tensor]:
+    """Outputs of the segments, each with the graph of its own segment only.
+
+    ``copy`` : whether a segment may write to its inputs, which are another's outputs.
+    """
     outputs = []
     for segment in chain:
         outputs.append(segment(x))
         x = outputs[-1].detach()
+        x = x.clone() if copy else x
     return outputs
 
 

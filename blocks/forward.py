@@ -15,6 +15,8 @@ from blocks.held import HeldModule
 from blocks.layout import Layout
 from blocks.losses import LossFunction
 
+_VMAP = ("run under `torch.func.vmap`", 'Set `evaluation_form` to "loop".')
+
 
 class FlatModel:
     """A module whose parameters and float buffers are views of two flat vectors.
@@ -31,13 +33,18 @@ class FlatModel:
     module : any module; its values at this moment are the initial ones. Trainable
         parameters and float buffers are held in float32, whatever they were.
     device : where it computes; parameters and inputs are expected there.
+    user : "package.module:factory" of a network that is the user's own, which is then
+        given copies of all inputs; "" for ours.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
-        self._held = HeldModule(module, device)
+    def __init__(
+        self, module: nn.Module, device: torch.device | str = "cpu", user: str = ""
+    ) -> None:
+        self._held = HeldModule(module, device, user)
 
-    def __reduce__(self) -> tuple[type[FlatModel], tuple[nn.Module, torch.device]]:
-        return FlatModel, (self.to_module(self.initial_params()), self.device)
+    def __reduce__(self) -> tuple[type[FlatModel], tuple[nn.Module, torch.device, str]]:
+        module = self.to_module(self.initial_params())
+        return FlatModel, (module, self.device, self._held.user)
 
     @property
     def device(self) -> torch.device:
@@ -114,8 +121,7 @@ class FlatModel:
             if not training:
                 return self._held.evaluate(x)
             with self._held.training(seed):
-                trained: Tensor = self._held.module(x)
-                return trained
+                return self._held.logits(x)
 
     def logits_many(
         self,
@@ -161,7 +167,9 @@ class FlatModel:
         x, thetas = aligned(x), aligned(thetas)
         with torch.no_grad(), self._held.holding(thetas[0], buffers):
             if form == "vmap":
-                return vmap_logits(self._held.module, self.layout, thetas, x)
+                with self._held.door(*_VMAP):
+                    rows = self._held.lent(x)
+                    return vmap_logits(self._held.module, self.layout, thetas, rows)
             if form == "bmm":
                 return bmm_logits(self._held.module, self.layout, thetas, x)
             first = self._held.evaluate(x)
@@ -197,16 +205,16 @@ class FlatModel:
         -------
         (loss, (P,) float32 gradient, (B,) float32 new buffers or ``None`` without any).
         """
-        x = aligned(x)
         with (
             self._held.holding(params, buffers),
             self._held.training(seed),
             torch.enable_grad(),
         ):
-            losses = loss_function(self._held.module(x), targets)
-            found = torch.autograd.grad(
-                losses.mean(), self._held.params, allow_unused=True
-            )
+            losses = loss_function(self._held.logits(x), targets)
+            with self._held.differentiating(loss_function):
+                found = torch.autograd.grad(
+                    losses.mean(), self._held.params, allow_unused=True
+                )
             parts = [
                 torch.zeros_like(p) if g is None else g
                 for p, g in zip(self._held.params, found, strict=True)
@@ -260,7 +268,7 @@ def calibrate_buffers(
                 part.eval()
         try:
             for x in batches:
-                held.module(aligned(x))
+                held.called(x)
         finally:
             for part, momentum in momenta.items():
                 part.momentum = momentum

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from blocks.flat import aligned
 from blocks.forward import FlatModel
 from blocks.losses import LossFunction
 
@@ -82,16 +80,18 @@ def linearise(
         held.holding(params, buffers),
         held.training(seed),
     ):
-        logits: Tensor = functional_call(held.module, values, (aligned(x),))
-    with torch.enable_grad():
+        logits = held.logits(x, values)
+    with torch.enable_grad(), held.differentiating(loss_function):
         cotangent = torch.zeros_like(logits, requires_grad=True)
         (pulled,) = torch.autograd.grad(logits, theta, cotangent, create_graph=True)
 
     def jvp(p: Tensor) -> Tensor:
-        return torch.autograd.grad(pulled, cotangent, p, retain_graph=True)[0]
+        with held.differentiating(loss_function):
+            return torch.autograd.grad(pulled, cotangent, p, retain_graph=True)[0]
 
     def vjp(u: Tensor) -> Tensor:
-        return torch.autograd.grad(logits, theta, u, retain_graph=True)[0]
+        with held.differentiating(loss_function):
+            return torch.autograd.grad(logits, theta, u, retain_graph=True)[0]
 
     def losses(values: Tensor) -> Tensor:
         return loss_function(values, targets)

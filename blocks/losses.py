@@ -105,8 +105,8 @@ class UserLoss:
 
         Raises
         ------
-        UserCodeError — if the function raises something, or does not answer one real
-            number a sample.
+        UserCodeError — if the function raises something, does not answer one real
+            number a sample, or cuts the graph that a gradient is wanted through.
         """
         with calling("loss", self.name):
             losses = self._function(logits.clone(), targets.clone())
@@ -120,6 +120,13 @@ class UserLoss:
             raise UserCodeError(
                 f"`loss` {self.name!r} must answer real numbers; got {losses.dtype}. "
                 "Return their magnitudes."
+            )
+        wanted = torch.is_grad_enabled() and logits.requires_grad
+        if wanted and not losses.requires_grad:
+            raise UserCodeError(
+                f"`loss` {self.name!r} must be differentiable by torch for this "
+                f"algorithm; got {losses.dtype} without a gradient. Choose a loss that "
+                "is smooth in the logits, or an algorithm without gradients."
             )
         # A copy: what the function keeps of its answer stays its own affair.
         return losses.to(torch.float32, copy=True)

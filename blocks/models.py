@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from blocks.dotted import is_dotted, load_callable
 from blocks.networks import ImageShape, cifar_cnn, lenet, mlp, resnet8
-from blocks.usercode import UserCodeError, calling, secluded
+from blocks.usercode import UserCodeError, calling, check_logits, secluded
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -129,31 +129,5 @@ def _own_module(
         # In the same seclusion: lazy layers draw their weights at the first call.
         with calling("model", name), torch.no_grad():
             answer = module.eval()(torch.zeros((2, *image_shape)))
-    check_logits(name, answer, (2, n_classes))
+    check_logits(name, answer, 2, n_classes)
     return module
-
-
-def check_logits(name: str, answer: object, shape: tuple[int, int]) -> None:
-    """Check what a user's network answers.
-
-    Raises
-    ------
-    UserCodeError — if it is not one float32 tensor of logits of this shape.
-    """
-    if not isinstance(answer, Tensor):
-        raise UserCodeError(
-            f"`model` = {name!r} must answer one tensor of logits, shape {shape}; got "
-            f"{type(answer).__name__}. Turn auxiliary outputs off, or return the "
-            "logits alone."
-        )
-    if answer.shape != shape:
-        raise UserCodeError(
-            f"`model` = {name!r} must map {shape[0]} images to logits of shape "
-            f"{shape}; got {tuple(answer.shape)}. Use the given `n_classes`, and keep "
-            "samples in the first dimension."
-        )
-    if answer.dtype != torch.float32:
-        raise UserCodeError(
-            f"`model` = {name!r} must answer float32 logits; got {answer.dtype}. "
-            "Compute in float32, or end with `.float()`."
-        )

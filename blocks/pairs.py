@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from blocks.batched import leaves
+from blocks.batched import elementwise, leaves
 from blocks.flat import aligned
 from blocks.joint_probes import JointProbes
 from blocks.layout import Layout
@@ -100,7 +100,8 @@ class Pairs:
         for part in self._parts:
             if isinstance(part, nn.Linear):
                 break
-            shared = shared if isinstance(part, nn.Flatten) else part(shared)
+            flat = isinstance(part, nn.Flatten)
+            shared = shared if flat else elementwise(part, shared)
             first += 1
         shared = shared.T.to(self._dtype)  # (i, n)
         layer = self._layers[first]

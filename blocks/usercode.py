@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 RUNS = "run without an error"
 MEND = "Mend the code."
@@ -190,6 +191,38 @@ def secluded(seed: int) -> Iterator[None]:
         for (get, put), value in zip(_PUT_BACK, before, strict=True):
             if get() != value:
                 put(value)
+
+
+def check_logits(
+    name: str, answer: object, n: int, n_classes: int | None = None
+) -> Tensor:
+    """Return what a user's network answers on ``n`` images, if it may be used.
+
+    Raises
+    ------
+    UserCodeError — if it is not one float32 tensor of shape (n, n_classes); ``None``:
+        of any number of classes.
+    """
+    if not isinstance(answer, Tensor):
+        raise UserCodeError(
+            f"`model` = {name!r} must answer one tensor of logits; got "
+            f"{type(answer).__name__}. Turn auxiliary outputs off, or return the "
+            "logits alone."
+        )
+    if n_classes is None and answer.dim() == 2:
+        n_classes = answer.shape[1]
+    if answer.shape != (n, n_classes):
+        raise UserCodeError(
+            f"`model` = {name!r} must map {n} images to logits of shape "
+            f"({n}, {n_classes or 'n_classes'}); got {tuple(answer.shape)}. Use the "
+            "given `n_classes`, and keep samples in the first dimension."
+        )
+    if answer.dtype != torch.float32:
+        raise UserCodeError(
+            f"`model` = {name!r} must answer float32 logits; got {answer.dtype}. "
+            "Compute in float32, or end with `.float()`."
+        )
+    return answer
 
 
 def told(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from blocks.joint_probes import draw_probes
 from blocks.partition import split
 from blocks.precision import dtype_of
 from blocks.probe_losses import probe_losses
+from blocks.usercode import UserCodeError
 from pipeline.config import RunConfig
 from pipeline.context import Context, RunSpec
 from pipeline.data_store import open_store
@@ -97,7 +98,7 @@ def _measured(
             began = clock()
             try:
                 _score(context, form)
-            except RuntimeError as err:  # not every module can be mapped over
+            except (RuntimeError, UserCodeError) as err:  # vmap does not take every module
                 if form == "loop":
                     raise
                 refused[form] = str(err).splitlines()[0]

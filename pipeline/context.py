@@ -25,6 +25,7 @@ from blocks.algorithm import (
     Scalars,
     step_rng,
 )
+from blocks.dotted import is_dotted
 from blocks.forward import FlatModel, calibrate_buffers
 from blocks.joint_probes import matrices_of
 from blocks.losses import per_sample_loss
@@ -78,7 +79,8 @@ class Context:
             if self.algorithm.blockwise
             else ()
         )
-        self.model = FlatModel(module, device=self.device)
+        own = config.model.name if is_dotted(config.model.name) else ""
+        self.model = FlatModel(module, device=self.device, user=own)
         self.matrices = matrices_of(self.algorithm, self.blocks, self.model.layout)
         self.loss_function = per_sample_loss(config.loss)
         self.data = ResidentData(store, config, self.device, standard)

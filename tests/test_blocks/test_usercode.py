@@ -5,11 +5,18 @@ import pickle
 import random
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from blocks.activity import ActivityModel, ActivityNoise
+from blocks.batched import best_form, elementwise
+from blocks.feedback import GaussianFeedback, direct_feedback
+from blocks.forward import FlatModel
+from blocks.linearised import linearise
 from blocks.losses import per_sample_loss
 from blocks.models import build_model
 from blocks.usercode import UserCodeError, calling, secluded
@@ -219,3 +226,131 @@ def test_secluded__undoes_nothing_of_torchs_device_mode() -> None:
     with calling("loss", "a:b"), secluded(0):
         pass
     assert torch.get_default_device().type == "cpu"
+
+
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def perceptron(kind: str) -> nn.Module:
+    """Return a network that looks like a perceptron and computes something more."""
+    first = [nn.ReLU(inplace=True)] if kind == "in place" else []
+    cls = Doubled if kind == "subclass" else nn.Sequential
+    torch.manual_seed(0)
+    module = cls(nn.Flatten(), *first, nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    if kind == "hook":
+        module[-1].register_forward_hook(lambda layer, args, y: 2 * y)
+    if kind == "hook before":
+        module.register_forward_pre_hook(lambda layer, args: (2 * args[0],))
+    if kind == "method":
+        module[1].forward = lambda x: torch.zeros(len(x), 5)
+    return module
+
+
+@pytest.mark.parametrize(
+    "kind", ["in place", "subclass", "hook", "hook before", "method"]
+)
+def test_fast_forms__compute_what_the_network_computes_and_leave_its_inputs(
+    kind,
+) -> None:
+    module = perceptron(kind)
+    model = FlatModel(module, user="a:b")
+    x = torch.randn(7, 1, 2, 3, generator=torch.Generator().manual_seed(1))
+    expected = module(x.clone()).detach()
+    theta = model.initial_params()
+    before = x.clone()
+    assert torch.allclose(model.forward(theta, x), expected, atol=1e-6)
+    form = best_form(model.module, "cpu", 16)
+    assert form == ("bmm" if kind == "in place" else "loop")
+    many = model.logits_many(theta.expand(20, -1), x, form)
+    assert torch.allclose(many, expected.expand_as(many), atol=1e-6)
+    assert torch.equal(x, before)
+
+
+def test_pairs__leave_their_inputs() -> None:
+    x = torch.randn(7, 6, generator=torch.Generator().manual_seed(1))
+    before = x.clone()
+    for part in (nn.ReLU(inplace=True), nn.ELU(inplace=True), nn.Tanh()):
+        assert torch.equal(elementwise(part, x), part(x.clone()))
+        assert torch.equal(x, before)
+
+
+def test_activity_perturbation__refuses_a_layer_whose_outputs_a_hook_changes() -> None:
+    model = FlatModel(perceptron("hook"))
+    with pytest.raises(ValueError, match="of Linear with hooks"):
+        ActivityModel(model, ActivityNoise(0.1, 1, "sign"))
+
+
+class Drifting(nn.Module):
+    """Changes its own weights and answers the same memory again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.out = None
+
+    def forward(self, x):
+        if self.out is None or len(self.out) != len(x):
+            self.out = torch.empty(len(x), 3)
+        self.out = self.out.detach()
+        self.out[:] = self.fc(x.flatten(1))
+        self.fc.weight.data.mul_(0.5)
+        return self.out
+
+
+def test_a_users_network__that_writes_to_its_weights_is_given_them_anew() -> None:
+    model = FlatModel(Drifting(), user="a:b")
+    theta, x = model.initial_params(), torch.randn(4, 1, 2, 3)
+    first = model.forward(theta, x)
+    second = model.forward(theta, 2 * x)
+    assert torch.equal(first, model.forward(theta, x))
+    assert not torch.equal(first, second)
+    loss, gradient, _ = model.gradient(
+        theta, x, torch.arange(4) % 3, per_sample_loss("cross-entropy")
+    )
+    again = model.gradient(
+        theta, x, torch.arange(4) % 3, per_sample_loss("cross-entropy")
+    )
+    assert loss == again[0]
+    assert torch.equal(gradient, again[1])
+
+
+class Auxiliary(nn.Sequential):
+    def forward(self, x):
+        return (super().forward(x), x) if self.training else super().forward(x)
+
+
+def test_auxiliary_outputs_in_training_mode__are_refused_by_name() -> None:
+    model = FlatModel(Auxiliary(nn.Flatten(), nn.Linear(6, 3)), user="a:b")
+    theta, x = model.initial_params(), torch.randn(4, 1, 2, 3)
+    assert model.forward(theta, x).shape == (4, 3)
+    loss, targets = per_sample_loss("squared"), torch.arange(4) % 3
+    for ask in (model.gradient, lambda *a: linearise(model, *a)):
+        with pytest.raises(UserCodeError, match="`model` = 'a:b' must answer one"):
+            ask(theta, x, targets, loss)
+
+
+def test_a_loss_without_a_gradient__is_refused_where_one_is_wanted(own) -> None:
+    code = "def loss(logits, targets):\n    return (logits.argmax(1) != targets)\n"
+    name = f"{own(code)}:loss"
+    loss, targets = per_sample_loss(name), torch.arange(4) % 3
+    model = FlatModel(nn.Sequential(nn.Flatten(), nn.Linear(6, 3)))
+    theta, x = model.initial_params(), torch.randn(4, 1, 2, 3)
+    assert loss(model.forward(theta, x), targets).dtype == torch.float32
+    message = f"`loss` '{name}' must be differentiable by torch for this algorithm"
+    feedback = GaussianFeedback(0)
+    for ask in (
+        model.gradient,
+        lambda *a: linearise(model, *a),
+        lambda *a: direct_feedback(model, *a, feedback),
+    ):
+        with pytest.raises(UserCodeError, match=message):
+            ask(theta, x, targets, loss)
+
+
+def test_a_network_that_cannot_be_copied__is_refused_by_name() -> None:
+    module = nn.Linear(2, 2)
+    module.lock = threading.Lock()
+    with pytest.raises(UserCodeError, match=r"'a:b'.*cannot pickle"):
+        FlatModel(module, user="a:b")
