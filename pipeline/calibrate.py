@@ -98,7 +98,7 @@ def _measured(
             began = clock()
             try:
                 _score(context, form)
-            except (RuntimeError, UserCodeError) as err:  # vmap does not take every module
+            except (RuntimeError, UserCodeError) as err:  # vmap takes not every one
                 if form == "loop":
                     raise
                 refused[form] = str(err).splitlines()[0]
