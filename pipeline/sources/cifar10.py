@@ -17,6 +17,7 @@ from pipeline.sources.known import CIFAR10_ARCHIVE_MD5, CIFAR10_MEMBERS, KNOWN
 from pipeline.sources.raw import Batch, RawDataset, RawSplit, checked
 from pipeline.sources.streams import (
     PIECE_BYTES,
+    CheckedStream,
     WholeTarInfo,
     md5_of,
     open_stream,
@@ -25,6 +26,7 @@ from pipeline.sources.streams import (
 )
 
 SHAPE = (3, 32, 32)
+FOLDER = "cifar-10-batches-bin"
 RECORD_BYTES = 1 + 3 * 32 * 32  # one label byte, then the red, green and blue planes
 
 
@@ -37,30 +39,34 @@ class _Member:
 
 @contextmanager
 def open_cifar10(source: Path, unverified: bool) -> Iterator[RawDataset]:
-    """Read the binary archive, gzip or not.
+    """Read the binary archive, gzip or not, or the folder that it unpacks to.
 
     Parameters
     ----------
-    source : Path — ``cifar-10-binary.tar.gz``.
+    source : Path — ``cifar-10-binary.tar.gz``, the folder ``cifar-10-batches-bin`` or
+        one around it.
     unverified : bool — take an archive of that layout that is not the published one;
         some of the five training files may be missing then.
 
     Raises
     ------
-    FileNotFoundError — if there is no such file.
+    FileNotFoundError — if there is no such file or folder.
     ValueError — if it is not such an archive, is damaged, holds unsafe member names, or
         is not the published one.
     """
-    require_file(source)
+    if not source.is_dir():
+        require_file(source)
     with ExitStack() as stack:
-        members = _unpack(source, stack)
+        copied = _copy_folder if source.is_dir() else _unpack
+        members = copied(source, stack)
         train = [members[name] for name in sorted(members) if name != "test_batch.bin"]
         if not train or "test_batch.bin" not in members:
             raise ValueError(
                 "`source` must hold data_batch_1.bin … data_batch_5.bin and "
                 f"test_batch.bin; got {sorted(members) or 'none of them'} at {source}. "
-                "Take the archive called 'binary version', or ingest class folders of "
-                "images as image-folder."
+                "Take the archive called 'binary version', or the folder "
+                "cifar-10-batches-bin in it; ingest class folders of images as "
+                "image-folder."
             )
         verified = not unverified
         if verified:
@@ -79,7 +85,9 @@ def open_cifar10(source: Path, unverified: bool) -> Iterator[RawDataset]:
 
 def _verify(members: dict[str, _Member], source: Path) -> None:
     got = {name: member.sha256 for name, member in members.items()}
-    if got == CIFAR10_MEMBERS or md5_of(source) == CIFAR10_ARCHIVE_MD5:
+    if got == CIFAR10_MEMBERS:
+        return
+    if source.is_file() and md5_of(source) == CIFAR10_ARCHIVE_MD5:
         return
     wrong = sorted(n for n, digest in CIFAR10_MEMBERS.items() if got.get(n) != digest)
     raise ValueError(
@@ -104,6 +112,11 @@ def _unpack(source: Path, stack: ExitStack) -> dict[str, _Member]:
                     if info.isreg() and name in CIFAR10_MEMBERS:
                         unpacked = archive.extractfile(info)
                         assert unpacked is not None  # it is a regular file
+                        if name in found:
+                            raise ValueError(
+                                "`source` must hold each batch once; got a second "
+                                f"{info.name} at {source}. Pack it again."
+                            )
                         file = stack.enter_context(_temporary())
                         found[name] = _spool(unpacked, file, f"{source}: {info.name}")
         except tarfile.TarError as err:
@@ -114,11 +127,25 @@ def _unpack(source: Path, stack: ExitStack) -> dict[str, _Member]:
     return found
 
 
+def _copy_folder(source: Path, stack: ExitStack) -> dict[str, _Member]:
+    """Copy the wanted files of a folder: they may change while they are read twice."""
+    inside = source / FOLDER
+    folder = inside if inside.is_dir() else source
+    found: dict[str, _Member] = {}
+    for name in CIFAR10_MEMBERS:
+        path = folder / name
+        if path.exists():
+            file = stack.enter_context(_temporary())
+            with open_stream(path) as stream:
+                found[name] = _spool(stream, file, str(path))
+    return found
+
+
 def _temporary() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-def _spool(unpacked: IO[bytes], file: IO[bytes], where: str) -> _Member:
+def _spool(unpacked: IO[bytes] | CheckedStream, file: IO[bytes], where: str) -> _Member:
     digest = hashlib.sha256()
     n_bytes = 0
     while piece := unpacked.read(PIECE_BYTES):

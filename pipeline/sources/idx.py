@@ -20,6 +20,7 @@ from pipeline.sources.raw import (
 )
 from pipeline.sources.streams import CheckedStream, open_stream
 
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 IMAGES_MAGIC, LABELS_MAGIC = 0x803, 0x801
 
 
@@ -30,7 +31,8 @@ def open_idx(name: str, source: Path, unverified: bool) -> Iterator[RawDataset]:
     Parameters
     ----------
     name : str — a key of ``KNOWN``.
-    source : Path — the folder; files may be gzip or not, whatever their wrapping.
+    source : Path — the folder, or torchvision's around it (``MNIST/raw``); files may be
+        gzip or not, whatever their wrapping.
     unverified : bool — take any four IDX files of that layout, without their checksums.
 
     Raises
@@ -39,7 +41,7 @@ def open_idx(name: str, source: Path, unverified: bool) -> Iterator[RawDataset]:
     ValueError — if a file is truncated, of another kind, or not the published one.
     """
     files = KNOWN[name].files
-    paths = [_find(source, file) for file in files]
+    paths = [_find(_folder(name, source), file) for file in files]
     hashes = [None if unverified else file for file in files]
     n_classes = len(KNOWN[name].class_names)
     train = _split(name, paths[0], paths[1], hashes[0], hashes[1], n_classes)
@@ -141,11 +143,23 @@ def _end(stream: CheckedStream, name: str, path: Path, known: KnownFile | None) 
         )
 
 
+def _folder(name: str, source: Path) -> Path:
+    """Return the folder with the files: ``source``, or where torchvision puts them."""
+    for inside in (f"{TORCHVISION[name]}/raw", "raw"):
+        if (source / inside).is_dir():
+            return source / inside
+    return source
+
+
 def _find(folder: Path, file: KnownFile) -> Path:
     if not folder.is_dir():
+        advice = (
+            "Ingest it as npz: ndcao ingest npz --from …, with --store."
+            if folder.suffix.lower() == ".npz"
+            else "Check the path after --from."
+        )
         raise FileNotFoundError(
-            f"`source` must be a folder with the four IDX files; got {folder}. "
-            "Check the path after --from."
+            f"`source` must be a folder with the four IDX files; got {folder}. {advice}"
         )
     dotted = file.name.replace("-idx", ".idx")
     for name in (file.name, f"{file.name}.gz", dotted, f"{dotted}.gz"):

@@ -38,6 +38,11 @@ def open_image_folder(source: Path) -> Iterator[RawDataset]:
     ValueError — if the layout is another, a name is unsafe, the archive unpacks past
         the limit, a class has no image, or an image is damaged or of another size.
     """
+    if source.suffix.lower() == ".npz":
+        raise ValueError(
+            f"`source` must hold image files; got arrays, {source}. Ingest them as "
+            f"npz: ndcao ingest npz --from {source}."
+        )
     notes = Notes()
     with open_members(source, notes) as members:
         yield _dataset(arrange(members, notes), members, notes)

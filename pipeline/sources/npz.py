@@ -51,6 +51,11 @@ def open_npz(source: Path) -> Iterator[RawDataset]:
     FileNotFoundError — if there is no such file.
     ValueError — if it is damaged, would need pickle, or its arrays break these rules.
     """
+    if source.suffix.lower() in {".zip", ".tar", ".tgz"} or source.is_dir():
+        raise ValueError(
+            f"`source` must be an .npz; got {source}. Ingest class folders of images "
+            f"as image-folder: ndcao ingest image-folder --from {source}."
+        )
     require_file(source)
     try:
         archive = zipfile.ZipFile(source)

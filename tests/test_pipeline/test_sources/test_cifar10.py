@@ -55,6 +55,51 @@ def test_cifar10__batches_come_in_the_order_of_their_numbers(
     assert not data.verified
 
 
+@pytest.mark.parametrize("inside", ["", "cifar-10-batches-bin"])
+def test_cifar10__its_folder_reads_as_the_archive(
+    read, tmp_path, cifar_members, as_folder, monkeypatch, inside
+):
+    source = as_folder(tmp_path / "f", cifar_members)
+    want = read("cifar10", cifar_archive(tmp_path / "c.tar", cifar_members))
+    got = read("cifar10", source / inside)
+    for a, b in zip(got[:4], want[:4], strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="published binary archive"):
+        read("cifar10", source / inside, unverified=False)
+    published = {
+        Path(name).name: hashlib.sha256(content).hexdigest()
+        for name, content in cifar_members.items()
+        if name.endswith(".bin")
+    }
+    monkeypatch.setattr(cifar10, "CIFAR10_MEMBERS", published)
+    assert read("cifar10", source / inside, unverified=False)[4].verified
+
+
+def test_cifar10__a_folder_without_its_files_is_refused(read, tmp_path):
+    with pytest.raises(ValueError, match=r"got none of them .*cifar-10-batches-bin"):
+        read("cifar10", tmp_path)
+
+
+def test_cifar10__refuses_a_batch_that_is_there_twice(read, tmp_path, cifar_members):
+    again = {
+        f"again/{Path(name).name}": content for name, content in cifar_members.items()
+    }
+    path = cifar_archive(tmp_path / "c.tar.gz", {**cifar_members, **again})
+    with pytest.raises(ValueError, match=r"each batch once; got a second again/"):
+        read("cifar10", path)
+
+
+def test_cifar10__a_damaged_header_does_not_end_the_archive(
+    read, tmp_path, cifar_members
+):
+    path = cifar_archive(tmp_path / "c.tar", cifar_members, packed=False)
+    content = path.read_bytes()
+    at = content.index(b"cifar-10-batches-bin/data_batch_4.bin")
+    path.write_bytes(content[:at] + b"X" + content[at + 1 :])
+    with pytest.raises(ValueError, match="whole tar archive"):
+        read("cifar10", path)
+
+
 def test_cifar10__members_with_the_published_checksums_are_verified(
     read, tmp_path, cifar_members, monkeypatch
 ):

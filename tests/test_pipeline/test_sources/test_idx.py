@@ -82,6 +82,30 @@ def test_idx__refuses_changed_content_even_beyond_the_limit(read, published, nam
         read("mnist", published, unverified=False, limit=3)
 
 
+@pytest.mark.parametrize("inside", ["MNIST/raw", "raw"])
+def test_idx__reads_the_folders_of_torchvision(read, idx_folder, tmp_path, inside):
+    want = read("mnist", idx_folder)
+    outer = tmp_path / "outer"
+    (outer / inside).mkdir(parents=True)
+    for name in IDX_NAMES:
+        (idx_folder / name).rename(outer / inside / name)
+    got = read("mnist", outer)
+    for a, b in zip(got[:4], want[:4], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_source__of_another_kind_says_which_one_to_take(read, tmp_path):
+    for name in ("x.npz", "x.zip"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="Ingest it as npz"):
+        read("mnist", tmp_path / "x.npz")
+    with pytest.raises(ValueError, match="Ingest them as npz"):
+        read("image-folder", tmp_path / "x.npz")
+    for source in (tmp_path, tmp_path / "x.zip"):
+        with pytest.raises(ValueError, match="ndcao ingest image-folder --from"):
+            read("npz", source)
+
+
 def test_idx__unverified_is_recorded(read, published):
     assert not read("mnist", published, unverified=True)[4].verified
 

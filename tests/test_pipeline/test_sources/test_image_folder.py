@@ -144,12 +144,6 @@ def test_source__missing_is_a_clear_error(read, tmp_path, name):
         read(name, tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "npz"])
-def test_source__folder_in_place_of_a_file_is_called_one(read, tmp_path, name):
-    with pytest.raises(FileNotFoundError, match="must be a file; got the folder"):
-        read(name, tmp_path)
-
-
 def test_source__unknown_name_lists_the_known_ones(read, tmp_path):
     with pytest.raises(ValueError, match=r"digits, mnist.*got 'mnits'"):
         read("mnits", tmp_path)
