@@ -54,27 +54,13 @@ def read_activity(store: Path) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError — if one of them does not decode.
+    RunChanged — if the store is not what was written.
     """
-    import zarr
+    from pipeline.run_store import stored_run
 
-    from pipeline.run_store import BROKEN
-
-    try:
-        group = zarr.open_group(store, mode="r", zarr_format=3)
-        read: dict[str, Any] = {}
-        for name in _NAMES:
-            array = group[name]
-            assert isinstance(array, zarr.Array)
-            read[name] = np.asarray(array[...])
-        names = group.attrs.get("worker_names", [])
-    except (*BROKEN, RuntimeError) as err:
-        raise ValueError(
-            f"updates and scores must be readable; got {err} at {store}. "
-            "Train the run again with --again, or leave it out."
-        ) from err
-    assert isinstance(names, list)
-    return read | {"worker_names": [str(name) for name in names]}
+    run = stored_run(store, _NAMES)
+    names = [str(name) for name in run.attrs.get("worker_names", [])]
+    return dict(zip(_NAMES, run.read(_NAMES), strict=True)) | {"worker_names": names}
 
 
 def activity(run: dict[str, Any], *, synchronous: bool) -> Activity | None:

@@ -112,8 +112,8 @@ def combine_runs(paths: Iterable[str | Path], partial: bool = False) -> xr.Datas
         raise ValueError(
             "`paths` must be complete run stores; got "
             + "; ".join(f"{path.name} ({why})" for path, why in refused)
-            + ". Finish them with `ndcao resume`, or name complete ones too and pass "
-            "`partial=True`."
+            + ". Finish interrupted ones with `ndcao resume`, train damaged ones with "
+            "--again, or name others too and pass `partial=True`."
         )
     return _combine(runs, [f"{path.name}: {why}" for path, why in refused])
 
@@ -179,7 +179,7 @@ def _combine(runs: Sequence[RunArrays], skipped: list[str]) -> xr.Dataset:
         [json.loads(run.attrs.get("config", "{}")) for run in runs]
     )
     coords = {name: _coordinate(name, runs) for name in COORDINATES}
-    stores = np.array([str(run.path) for run in runs])
+    stores = np.array([str(run.stored.path) for run in runs])
     coords["store"] = ("run", stores, {"long_name": "run store"})
     clocks = np.array([str(run.attrs.get("clock", "wall")) for run in runs])
     described = "virtual: times are simulated, never to be compared with measured ones"

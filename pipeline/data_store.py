@@ -12,7 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
-from pipeline.arrays import hash_array, wrong_chunks
+from pipeline.arrays import ContentHash, hash_array, read_rows
+from pipeline.sealed import (
+    UNREADABLE,
+    Damaged,
+    Listed,
+    SealedStore,
+    check_seal,
+    is_sealed,
+    listed_files,
+    read_root,
+    wrong_file,
+)
 
 KIND = "ndcao-data-store"
 FORMAT = 1
@@ -50,7 +61,9 @@ class DataStore:
     content_sha256: str
     verified: bool  # every raw byte was covered by a published checksum
     source: str  # where the raw data came from, in words
-    chunks: Mapping[str, int]  # chunk file → size in bytes
+    hashes: Mapping[str, str]  # variable → sha256 of its values
+    files: Mapping[str, Listed]  # what is to be read, and nothing else
+    sealed: bool  # every file is checked when it is read
 
     @property
     def n_classes(self) -> int:
@@ -84,8 +97,20 @@ class DataStore:
         return self._read("label", split, start, stop)
 
     def load(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Return all images and labels of ``"train"``, ``"val"`` or ``"test"``."""
-        return self.images(split), self.labels(split)
+        """Return all images and labels of ``"train"``, ``"val"`` or ``"test"``.
+
+        They are those of ``content_sha256``, whatever became of the store meanwhile.
+
+        Raises
+        ------
+        ValueError — if the store holds others now.
+        """
+        if self.sealed:
+            return self.images(split), self.labels(split)
+        first, last = self._rows(split)
+        part = "test" if split == "test" else "train"
+        images, labels = self._whole(f"{part}_image"), self._whole(f"{part}_label")
+        return images[first:last].copy(), labels[first:last].copy()
 
     def _rows(self, split: Split) -> tuple[int, int]:
         if split == "train":
@@ -109,14 +134,61 @@ class DataStore:
                 "Ask for samples that the split has."
             )
         variable = f"{'test' if split == 'test' else 'train'}_{what}"
-        if wrong := wrong_chunks(self.path, self.chunks, f"{variable}/"):
-            raise damaged(self.path, self.name, f"missing or cut chunk {wrong[0]}")
         rows = slice(first + start, last if stop is None else first + stop)
         try:
-            array = zarr.open_group(str(self.path), mode="r")[variable]
-            return np.asarray(array[rows])  # type: ignore[index]
-        except (ValueError, KeyError, OSError, RuntimeError) as err:
-            raise damaged(self.path, self.name, f"{variable}: {err}") from err
+            return np.asarray(self._array(variable)[rows])
+        except UNREADABLE as err:
+            raise self._unreadable(variable, err) from err
+
+    def _whole(self, variable: str) -> np.ndarray:
+        """Return a variable of a store without a seal, hashed as it is read."""
+        try:
+            array = self._array(variable)
+            content = ContentHash(np.dtype(array.dtype), array.shape[1:])
+            out, done = np.empty(array.shape, array.dtype), 0
+            for rows in read_rows(array):
+                content.update(rows)
+                out[done : done + len(rows)] = rows
+                done += len(rows)
+        except UNREADABLE as err:
+            raise self._unreadable(variable, err) from err
+        self._compare(variable, content.sha256)
+        return out
+
+    def verify(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Read everything once and compare the hashes of all values.
+
+        Raises
+        ------
+        ValueError — if one is another.
+        """
+        total = 2 * (self.n_train + self.n_val + self.n_test)
+        done = 0
+
+        def on_rows(n_rows: int) -> None:
+            nonlocal done
+            done += n_rows
+            if progress is not None:
+                progress("check", done, total)
+
+        for variable in VARIABLES:
+            try:
+                got = hash_array(self._array(variable), on_rows)
+            except UNREADABLE as err:
+                raise self._unreadable(variable, err) from err
+            self._compare(variable, got)
+
+    def _array(self, variable: str) -> zarr.Array[Any]:
+        store = SealedStore(self.path, {}, self.files)
+        return zarr.open_array(store, path=variable, mode="r", zarr_format=3)
+
+    def _compare(self, variable: str, got: str) -> None:
+        if got != self.hashes[variable]:
+            raise damaged(self.path, self.name, f"{variable} with hash {got[:16]}…")
+
+    def _unreadable(self, variable: str, err: BaseException) -> ValueError:
+        what = str(err) if isinstance(err, Damaged) else f"{variable}: {err}"
+        return damaged(self.path, self.name, what)
 
 
 def open_store(
@@ -130,8 +202,8 @@ def open_store(
     ----------
     path : str or Path — the store, such as ``data/mnist.zarr``.
     verify : bool — read everything once and compare the content's hash (0.3 s for
-        MNIST); without it the marker, the metadata and the list of chunks are checked,
-        and reading still refuses damaged chunks.
+        MNIST); without it the marker, the metadata and the list of files are checked,
+        and reading still refuses what was not ingested.
     progress : callable or None — called with ("check", samples done, samples in all).
 
     Returns
@@ -149,19 +221,19 @@ def open_store(
     if not attrs.get("complete"):
         raise damaged(path, name, "no completion marker: its ingest did not end")
     try:
+        check_seal(attrs)
         covered = content_hash(attrs)
-        chunks = {str(k): int(v) for k, v in attrs["chunks"].items()}
-        store = _from_attributes(path, attrs, chunks)
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        store = _from_attributes(path, attrs, listed_files(attrs))
+    except Damaged as err:
+        raise damaged(path, name, str(err)) from err
+    except (LookupError, TypeError, ValueError, AttributeError) as err:
         raise damaged(path, name, f"metadata that do not fit: {err}") from err
     if covered != store.content_sha256:
         raise damaged(path, name, f"metadata with hash {covered[:16]}…")
-    if wrong := wrong_chunks(path, chunks):
-        raise damaged(
-            path, name, f"{len(wrong)} missing or cut chunks, first {wrong[0]}"
-        )
+    if wrong := wrong_file(path, store.files):
+        raise damaged(path, name, f"missing or cut {wrong}")
     if verify:
-        _verify(store, attrs["variables"], progress)
+        store.verify(progress)
     return store
 
 
@@ -185,14 +257,14 @@ def read_attributes(path: Path) -> dict[str, Any]:
             f"Ingest it first: ndcao ingest NAME --store {path}."
         )
     try:
-        meta = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-        attrs = dict(meta["attributes"])
+        attrs = read_root(path)
         if attrs["kind"] != KIND or attrs["format"] != FORMAT:
-            raise ValueError(f"kind {attrs['kind']}, format {attrs['format']}")
-    except (OSError, ValueError, KeyError, TypeError) as err:
+            raise Damaged(f"kind {attrs['kind']}, format {attrs['format']}")
+    except UNREADABLE as err:
         raise ValueError(
             f"`store` must be a data store written by `ndcao ingest`; got {path} "
-            f"({type(err).__name__}: {err}). Ingest again, or name another store."
+            f"({err if isinstance(err, Damaged) else repr(err)}). Ingest again, or "
+            "name another store."
         ) from err
     return attrs
 
@@ -206,7 +278,7 @@ def damaged(path: Path, name: str, what: str) -> ValueError:
 
 
 def _from_attributes(
-    path: Path, attrs: Mapping[str, Any], chunks: dict[str, int]
+    path: Path, attrs: Mapping[str, Any], files: Mapping[str, Listed]
 ) -> DataStore:
     channels, height, width = attrs["image_shape"]
     return DataStore(
@@ -224,29 +296,7 @@ def _from_attributes(
         content_sha256=str(attrs["content_sha256"]),
         verified=bool(attrs["verified"]),
         source=str(attrs["source"]),
-        chunks=chunks,
+        hashes={name: str(attrs["variables"][name]) for name in VARIABLES},
+        files=files,
+        sealed=is_sealed(attrs),
     )
-
-
-def _verify(
-    store: DataStore,
-    hashes: Mapping[str, str],
-    progress: Callable[[str, int, int], None] | None,
-) -> None:
-    total = 2 * (store.n_train + store.n_val + store.n_test)
-    done = 0
-
-    def on_rows(n_rows: int) -> None:
-        nonlocal done
-        done += n_rows
-        if progress is not None:
-            progress("check", done, total)
-
-    for variable in VARIABLES:
-        try:
-            array = zarr.open_group(str(store.path), mode="r")[variable]
-            got = hash_array(array, on_rows)  # type: ignore[arg-type]
-        except (ValueError, KeyError, OSError, RuntimeError, TypeError) as err:
-            raise damaged(store.path, store.name, f"{variable}: {err}") from err
-        if got != hashes[variable]:
-            raise damaged(store.path, store.name, f"{variable} with hash {got[:16]}…")

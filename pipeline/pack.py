@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import math
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.lib.format as npy
 import torch
 
 from pipeline.whole_file import whole_file
@@ -23,8 +26,9 @@ ROW_BYTES = 64
 # What zip, npy and JSON readers raise on a file that is not, or no longer, ours.
 DAMAGE = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError),
-    zipfile.BadZipFile,
+    *(AttributeError, ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error),
 )
+_LARGEST_TREE = 64 * 2**20  # bytes of JSON
 
 
 def pack(value: Any) -> tuple[Any, Arrays]:
@@ -159,28 +163,75 @@ def _dataclass(name: str) -> type[Any]:
 
 
 def save(path: Path, value: Any) -> None:
-    """Write ``value`` as one ``.npz`` of arrays and a JSON tree, atomically."""
+    """Write ``value`` as one ``.npz`` of arrays and a JSON tree, atomically.
+
+    The tree holds the hash of the arrays, and ``sha256`` that of the tree.
+    """
     tree, arrays = pack(value)
-    text = np.frombuffer(json.dumps(tree).encode(), dtype=np.uint8)
+    sealed = json.dumps({"sealed": tree, "arrays": _hash_of(arrays)}).encode()
+    head = [np.frombuffer(text, np.uint8) for text in (sealed, _hash(sealed))]
     with whole_file(path) as file:
         named: dict[str, Any] = {f"a{i}": a for i, a in enumerate(arrays)}
-        np.savez(file, tree=text, **named)
+        np.savez(file, tree=head[0], sha256=head[1], **named)
 
 
 def load(path: Path) -> Any:
-    """Read what ``save`` wrote.
+    """Read what ``save`` wrote; files without hashes are older ones.
 
     Raises
     ------
-    ValueError — if the file is truncated or not such a file.
+    ValueError — if the file is truncated, changed, or not such a file.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            tree = json.loads(file["tree"].tobytes())
-            arrays = [file[f"a{i}"] for i in range(len(file.files) - 1)]
+        if not path.is_file():
+            raise ValueError("no file")
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+            text = _array(file, "tree").tobytes()
+            if len(text) > _LARGEST_TREE:
+                raise ValueError(f"a tree of {len(text):,} bytes")
+            tree = json.loads(text)
+            hashed = "sha256.npy" in names
+            arrays = [_array(file, f"a{i}") for i in range(len(names) - 1 - hashed)]
+            if hashed and _array(file, "sha256").tobytes() != _hash(text):
+                raise ValueError("a tree with another hash")
+        if hashed != (isinstance(tree, dict) and "sealed" in tree):
+            raise ValueError("one half of its hashes")
+        if hashed:
+            if tree["arrays"] != _hash_of(arrays):
+                raise ValueError("arrays with another hash")
+            tree = tree["sealed"]
         return unpack(tree, arrays)
     except DAMAGE as err:
         raise ValueError(
             f"`checkpoint` must be a complete checkpoint file; got {path}: {err}. "
             "Train again with --again."
         ) from err
+
+
+def _array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Return a member's array, after its size was compared with what it claims."""
+    member = file.getinfo(f"{name}.npy")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} compressed, which we never do")
+    content = io.BytesIO(file.read(member))
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    shape, _, dtype = read[npy.read_magic(content)](content)
+    left = member.file_size - content.tell()
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != left:
+        raise ValueError(f"{name} of shape {shape} and type {dtype} in {left} bytes")
+    content.seek(0)
+    return npy.read_array(content, allow_pickle=False)
+
+
+def _hash(text: bytes) -> bytes:
+    return hashlib.sha256(text).digest()
+
+
+def _hash_of(arrays: Arrays) -> str:
+    """Return the hash over types, shapes and values of arrays, in order."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype.str} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()

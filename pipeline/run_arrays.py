@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.arrays import wrong_chunks
-from pipeline.run_store import BROKEN
+from pipeline.run_store import RunChanged, StoredRun, read_variables, stored_run
 from pipeline.schema import VARIABLES
+from pipeline.sealed import is_sealed
 
 __all__ = [
     "COMBINED",
@@ -33,7 +32,6 @@ COMBINED = tuple(
     for v in VARIABLES.values()
     if v.required and len(v.dims) == 1 and v.dims[0] in RAGGED
 )
-_LISTS = ("chunks", "variables")
 _BLOCK_BYTES = 2**16  # of rows that are read together
 _MOST_RUNS = 32
 
@@ -42,10 +40,14 @@ _MOST_RUNS = 32
 class RunArrays:
     """What combining needs of one store before any value is read."""
 
-    path: Path
-    attrs: Mapping[str, Any]
+    stored: StoredRun
     sizes: Mapping[str, int]  # of the ragged dims
     staleness: float  # versions
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """The run's attributes."""
+        return self.stored.attrs
 
 
 def mean_staleness(seen_version: np.ndarray, scored_version: np.ndarray) -> float:
@@ -67,43 +69,23 @@ def mean_staleness(seen_version: np.ndarray, scored_version: np.ndarray) -> floa
 def read_run(path: Path) -> RunArrays | str:
     """Return what is needed of a run, or the reason why it cannot be had.
 
-    Evaluations and scores are not read; that every chunk is there, and is of its size,
+    Evaluations and scores are not read; that every file is there, and is of its size,
     is checked.
     """
-    import zarr
-
     if not path.exists():
         return "does not exist"
     try:
-        group = zarr.open_group(path, mode="r", zarr_format=3)
-    except (OSError, ValueError):
-        return "not a Zarr v3 group"
-    attrs: dict[str, Any] = dict(group.attrs)
-    if attrs.get("complete") is not True:
-        return "not complete: it has no completion marker"
-    damaged = wrong_chunks(path, attrs.get("chunks", {}))
-    if damaged:
-        return f"damaged: {damaged[0]}"
-    for name in COMBINED:
-        if not (path / name / "zarr.json").is_file():
-            return f"not a run: it lacks the variable {name!r}"
-    try:
-        seen, scored = _read(path, "seen_version"), _read(path, "scored_version")
-        sizes = {
-            "eval": _length(path / "step"),
-            "update": len(seen),
-            "score": _length(path / "score_version"),
-        }
-    except (*BROKEN, RuntimeError) as err:
-        return f"damaged: {err}"
-    kept = {key: value for key, value in attrs.items() if key not in _LISTS}
-    return RunArrays(path, kept, sizes, mean_staleness(seen, scored))
-
-
-def _length(array: Path) -> int:
-    import zarr
-
-    return int(zarr.open_array(array, mode="r", zarr_format=3).shape[0])
+        run = stored_run(path, COMBINED)
+        for name in COMBINED:
+            if f"{name}/zarr.json" not in run.store.files:
+                return f"it lacks the variable {name!r} of a run"
+        seen, scored = run.read(("seen_version", "scored_version"))
+        sizes = {"update": len(seen)}
+        for dim, name in (("eval", "step"), ("score", "score_version")):
+            sizes[dim] = run.array(name).shape[0]
+    except RunChanged as err:
+        return err.why
+    return RunArrays(run, sizes, mean_staleness(seen, scored))
 
 
 def padded(values: np.ndarray, length: int) -> np.ndarray:
@@ -125,56 +107,30 @@ def lazy_rows(runs: Sequence[RunArrays], name: str, length: int) -> Any:
     dtype = np.dtype(VARIABLES[name].dtype)
 
     def load(block: np.ndarray) -> np.ndarray:
-        rows = _read_all([Path(path) for path in block], name)
+        rows = read_variables([(runs[place].stored, name) for place in block])
         return np.stack([padded(row.astype(dtype, copy=False), length) for row in rows])
 
     at_once = min(_MOST_RUNS, max(1, _BLOCK_BYTES // max(1, length * dtype.itemsize)))
-    paths = np.array([str(run.path) for run in runs])
-    blocks = da.from_array(paths, chunks=at_once, name=False)
-    return blocks.map_blocks(
+    places = da.from_array(np.arange(len(runs)), chunks=at_once, name=False)
+    return places.map_blocks(
         load,
         dtype=dtype,
         new_axis=1,
-        chunks=(blocks.chunks[0], (length,)),
+        chunks=(places.chunks[0], (length,)),
         meta=np.empty((0, 0), dtype=dtype),
     )
 
 
-def lazy_variable(store: Path, name: str) -> Any:
-    """Return one run's variable as a Dask array in the chunks of its store."""
-    import dask.array as da
-    import zarr
+def lazy_variable(run: StoredRun, name: str) -> Any:
+    """Return one run's variable as a Dask array, in the chunks of its store.
 
-    array = zarr.open_array(store / name, mode="r", zarr_format=3)
-    return da.from_array(array, chunks=array.chunks, inline_array=True)
-
-
-def _read(store: Path, name: str) -> np.ndarray:
-    return _read_all([store], name)[0]
-
-
-def _read_all(stores: Sequence[Path], name: str) -> list[np.ndarray]:
-    """Read a variable of several runs at once: one wait for zarr's loop, not two each.
-
-    Raises
-    ------
-    ValueError — if a chunk is missing or does not decode; its store is named.
+    A store without a seal can be checked as a whole only: there is one chunk.
     """
-    from zarr.core.sync import sync
+    import dask.array as da
+    from dask.delayed import delayed
 
-    async def read(store: Path) -> np.ndarray:
-        from zarr.api.asynchronous import open_array
-
-        try:
-            array = await open_array(store=store / name, mode="r", zarr_format=3)
-            return np.asarray(await array.getitem(...))
-        except (*BROKEN, RuntimeError) as err:
-            raise ValueError(
-                f"`{name}` must be whole to be compared; got {err} at {store}. "
-                "Train the run again with --again, or leave it out."
-            ) from err
-
-    async def read_all() -> list[np.ndarray]:
-        return await asyncio.gather(*map(read, stores))
-
-    return sync(read_all())
+    array = run.array(name)
+    if is_sealed(run.attrs):
+        return da.from_array(array, chunks=array.chunks, inline_array=True)
+    values = delayed(lambda: run.read([name])[0])()
+    return da.from_delayed(values, array.shape, array.dtype)

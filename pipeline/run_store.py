@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,29 @@ import xarray as xr
 import zarr
 
 from pipeline.arrays import (
+    ContentHash,
     chunk_sizes,
     create_array,
     hash_array,
     write_rows,
-    wrong_chunks,
 )
 from pipeline.atomic import partial_directory, publish
 from pipeline.schema import check_schema
+from pipeline.sealed import (
+    FILES,
+    SEAL,
+    UNREADABLE,
+    Damaged,
+    SealedStore,
+    check_seal,
+    is_sealed,
+    listed_files,
+    read_root,
+    seal,
+    wrong_file,
+)
 
-# What zarr and JSON readers raise on metadata that is broken.
-BROKEN = (ValueError, OSError, LookupError, TypeError, AttributeError)
+MARKERS = ("complete", "content_sha256", "chunks", "variables")
 REMEDY = "Train it again with --again, or restore the store from a copy."
 
 
@@ -49,18 +64,100 @@ def write_run(ds: xr.Dataset, path: Path) -> Path:
             write_rows(array, 0, values)
             hashes[str(name)] = hash_array(array)
         attrs: dict[str, Any] = {
-            str(k): v for k, v in ds.attrs.items() if k not in MARKERS
+            str(k): v for k, v in ds.attrs.items() if k not in (*MARKERS, FILES, SEAL)
         }
         attrs["chunks"] = chunk_sizes(partial)
-        group.attrs.update(attrs)
         marker: dict[str, Any] = {"variables": hashes, "complete": True}
         marker["content_sha256"] = _content_hash(hashes, attrs)
-        group.attrs.update(marker)
+        seal(group, partial, attrs | marker)
         publish(partial, path)
     return path
 
 
-MARKERS = ("complete", "content_sha256", "chunks", "variables")
+class RunChanged(ValueError):
+    """A run store is not, or not wholly, what was written; ``why`` says so briefly."""
+
+    def __init__(self, path: Path, error: BaseException) -> None:
+        self.why = str(error)
+        if not isinstance(error, Damaged):
+            self.why = f"{type(error).__name__}: {' '.join(self.why.split())}"
+        super().__init__(
+            f"`run` must be complete and unchanged; got {path} with {self.why}. "
+            f"{REMEDY}"
+        )
+
+    def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
+        return ValueError, (str(self),)  # where it crosses processes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A complete run as it was when it was opened: what is read later must be that."""
+
+    path: Path
+    attrs: Mapping[str, Any]
+    store: SealedStore
+
+    def array(self, name: str) -> zarr.Array[Any]:
+        """Return a variable as a Zarr array whose chunks are checked as they are read.
+
+        Those of a store without a seal are not: use `read`.
+        """
+        return zarr.open_array(self.store, path=name, mode="r", zarr_format=3)
+
+    def read(self, names: Sequence[str]) -> list[np.ndarray]:
+        """Return the values of some variables.
+
+        Raises
+        ------
+        RunChanged — if one of them is not what was written.
+        """
+        return read_variables([(self, name) for name in names])
+
+
+def stored_run(path: Path, variables: Collection[str] | None = None) -> StoredRun:
+    """Open a run without reading values; that all files are there is checked.
+
+    Parameters
+    ----------
+    variables : those that are to be read, all by default.
+
+    Raises
+    ------
+    FileNotFoundError — if there is nothing at ``path``.
+    RunChanged — if the store has no completion marker, was changed, or lacks a file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"`run` must be an existing run store; got {path}. See `ndcao runs`."
+        )
+    try:
+        attrs = run_attributes(path)
+        files = listed_files(attrs)
+        if wrong := wrong_file(path, files):
+            raise Damaged(f"damaged {wrong} (missing, or cut)")
+    except UNREADABLE as err:
+        raise RunChanged(path, err) from err
+    if variables is not None:  # thousands of runs may be open: keep what is needed
+        files = {k: v for k, v in files.items() if k.partition("/")[0] in variables}
+        attrs = {k: v for k, v in attrs.items() if k not in ("chunks", FILES)}
+    return StoredRun(path, attrs, SealedStore(path, attrs, files))
+
+
+def run_attributes(path: Path) -> dict[str, Any]:
+    """Return a run's attributes, which are those that were written.
+
+    Raises
+    ------
+    Damaged — if it has no completion marker, or one was changed.
+    """
+    attrs = read_root(path)
+    if attrs.get("complete") is not True or any(m not in attrs for m in MARKERS):
+        raise Damaged("no completion marker")
+    check_seal(attrs)
+    if not is_sealed(attrs) and _old_hash(attrs) != attrs["content_sha256"]:
+        raise Damaged("attributes in zarr.json with another hash")
+    return attrs
 
 
 def open_run(path: str | Path) -> xr.Dataset:
@@ -69,47 +166,64 @@ def open_run(path: str | Path) -> xr.Dataset:
     Raises
     ------
     FileNotFoundError — if there is nothing at ``path``.
-    ValueError — if the store has no completion marker or was changed.
+    RunChanged — if the store has no completion marker or was changed.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"`run` must be an existing run store; got {path}. See `ndcao runs`."
-        )
+    run = stored_run(Path(path))
     try:
-        group = zarr.open_group(str(path), mode="r", zarr_format=3)
-        attrs: dict[str, Any] = dict(group.attrs)
-    except BROKEN as err:
-        raise ValueError(
-            f"`run` must be a run store; got {path}: {err}. {REMEDY}"
-        ) from err
-    if attrs.get("complete") is not True or any(m not in attrs for m in MARKERS):
-        raise ValueError(
-            f"`run` must be complete; got {path} without its completion marker. "
-            f"{REMEDY}"
-        )
-    bad = wrong_chunks(path, attrs["chunks"])
-    if bad:
-        raise ValueError(
-            f"`run` must be whole; got {path} with damaged {bad[0]}. {REMEDY}"
-        )
-    try:
-        hashes = {}
-        for name in attrs["variables"]:
-            array = group[name]
-            assert isinstance(array, zarr.Array)
-            hashes[name] = hash_array(array)
-        ds: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None).load()
-    except (*BROKEN, RuntimeError) as err:
-        raise ValueError(f"`run` must be whole; got {path}: {err}. {REMEDY}") from err
-    covered = {k: v for k, v in attrs.items() if k not in MARKERS or k == "chunks"}
-    if _content_hash(hashes, covered) != attrs["content_sha256"]:
-        raise ValueError(
-            f"`run` must be unchanged; got {path} with another hash. {REMEDY}"
-        )
+        ds: xr.Dataset = xr.open_zarr(run.store, consolidated=False, chunks=None).load()
+        if odd := run.attrs["variables"].keys() ^ ds.variables.keys():
+            raise Damaged(f"other variables than are listed: {', '.join(sorted(odd))}")
+        for name, values in ds.variables.items():
+            _check_values(run, str(name), np.asarray(values.values))
+    except UNREADABLE as err:
+        raise RunChanged(run.path, err) from err
     return ds
 
 
-def _content_hash(hashes: dict[str, str], attrs: dict[str, Any]) -> str:
+def read_variables(wanted: Sequence[tuple[StoredRun, str]]) -> list[np.ndarray]:
+    """Read variables of many runs at once: one wait for zarr's loop, not two each.
+
+    Raises
+    ------
+    RunChanged — if one of them is not what was written; its store is named.
+    """
+    from zarr.core.sync import sync
+
+    async def read(run: StoredRun, name: str) -> np.ndarray:
+        from zarr.api.asynchronous import open_array
+
+        try:
+            array = await open_array(
+                store=run.store, path=name, mode="r", zarr_format=3
+            )
+            values = np.asarray(await array.getitem(...))
+            _check_values(run, name, values)
+        except UNREADABLE as err:
+            raise RunChanged(run.path, err) from err
+        return values
+
+    async def read_all() -> list[np.ndarray]:
+        return await asyncio.gather(*(read(run, name) for run, name in wanted))
+
+    return sync(read_all())
+
+
+def _check_values(run: StoredRun, name: str, values: np.ndarray) -> None:
+    """Refuse values of a store without a seal that are not those of its hashes."""
+    if is_sealed(run.attrs):
+        return  # every file was checked when it was read
+    content = ContentHash(values.dtype, values.shape[1:])
+    content.update(values)
+    if content.sha256 != run.attrs["variables"][name]:
+        raise Damaged(f"damaged {name} (another hash)")
+
+
+def _old_hash(attrs: Mapping[str, Any]) -> str:
+    """Return the hash that a store without a seal has of its attributes."""
+    covered = {k: v for k, v in attrs.items() if k not in MARKERS or k == "chunks"}
+    return _content_hash(attrs["variables"], covered)
+
+
+def _content_hash(hashes: Mapping[str, str], attrs: Mapping[str, Any]) -> str:
     text = json.dumps([hashes, attrs], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

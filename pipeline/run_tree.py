@@ -7,6 +7,7 @@ from pathlib import Path
 import xarray as xr
 
 from pipeline.run_arrays import lazy_variable
+from pipeline.run_store import stored_run
 from pipeline.schema import VARIABLES
 
 __all__ = ["run_tree"]
@@ -32,11 +33,11 @@ def run_tree(ds: xr.Dataset) -> xr.DataTree:
         while name in nodes:
             number += 1
             name = f"{run_id}~{number}"
-        path = Path(str(store))
+        run = stored_run(Path(str(store)))
         variables = {
-            v.name: (v.dims, lazy_variable(path, v.name), v.attrs)
+            v.name: (v.dims, lazy_variable(run, v.name), v.attrs)
             for v in VARIABLES.values()
-            if _RAGGED & {*v.dims} and (path / v.name).is_dir()
+            if _RAGGED & {*v.dims} and v.name in run.attrs["variables"]
         }
         attrs = {"run_id": str(run_id), "store": str(store)}
         nodes[name] = xr.Dataset(variables, attrs=attrs)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from pipeline.places import data_folder, given_path
-from pipeline.run_store import open_run
+from pipeline.run_store import open_run, run_attributes
+from pipeline.sealed import UNREADABLE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,14 +105,12 @@ def _stored(path: Path) -> RunInfo:
     attrs = _attributes(path)
     if attrs is not None and "run_id" not in attrs:
         return RunInfo(run_id, experiment, "foreign", path)
-    figures: dict[str, Any] = (
-        {} if attrs is None else {name: attrs.get(name) for name in _FIGURES}
-    )
-    if (
-        attrs is None
-        or attrs.get("complete") is not True
-        or not all(isinstance(figures[name], _FIGURES[name]) for name in _FIGURES)
-    ):
+    try:
+        attrs = run_attributes(path)
+    except UNREADABLE:
+        return RunInfo(run_id, experiment, "damaged", path)
+    figures: dict[str, Any] = {name: attrs.get(name) for name in _FIGURES}
+    if not all(isinstance(figures[name], _FIGURES[name]) for name in _FIGURES):
         return RunInfo(run_id, experiment, "damaged", path)
     return RunInfo(run_id, experiment, path=path, **figures)
 

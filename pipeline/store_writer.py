@@ -12,7 +12,6 @@ import zarr
 
 from pipeline.arrays import (
     ContentHash,
-    chunk_sizes,
     create_array,
     hash_array,
     piece_rows,
@@ -21,6 +20,7 @@ from pipeline.arrays import (
 from pipeline.data_store import FORMAT, KIND, content_hash
 from pipeline.moments import Moments
 from pipeline.sample_notes import Seen, note_copies, note_missing_classes
+from pipeline.sealed import seal
 from pipeline.sources.raw import Batch, RawDataset, RawSplit
 
 Progress = Callable[[str, int, int], None]
@@ -113,10 +113,9 @@ def write_store(
         "reader": raw.reader,
         "notes": raw.notes.sentences(),
         "variables": variables,
-        "chunks": chunk_sizes(folder),
     }
     attrs |= {"complete": True, "content_sha256": content_hash(attrs)}
-    group.attrs.put(attrs)
+    seal(group, folder, attrs)
 
 
 class _Counter:

@@ -127,9 +127,12 @@ def make_run(
 
 def store_run(ds: xr.Dataset, folder: Path, *, complete: bool = True) -> Path:
     """Write the run as a store of its own, with or without the completion marker."""
+    from pipeline.run_store import write_run
+
     path = folder / f"{ds.attrs['run_id']}.zarr"
-    marked = ds.assign_attrs(complete=True, content_sha256="0" * 64) if complete else ds
-    marked.to_zarr(path, zarr_format=3, consolidated=False)
+    if complete:
+        return write_run(ds, path)
+    ds.to_zarr(path, zarr_format=3, consolidated=False)
     return path
 
 

@@ -88,7 +88,7 @@ def test_read_activity__names_a_store_that_does_not_decode(
 ):
     path = write_run(synthetic_run(), tmp_path)
     (path / "start_s" / "zarr.json").unlink()
-    with pytest.raises(ValueError, match=r"must be readable; got .*Train the run"):
+    with pytest.raises(ValueError, match=r"damaged start_s/zarr.json .*Train it again"):
         read_activity(path)
 
 
