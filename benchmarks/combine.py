@@ -101,7 +101,10 @@ def measure(folder: Path) -> dict[str, float]:
 
 def make_stores(folder: Path, n_runs: int) -> None:
     """Write one store of each length, and copies of them that say who they are."""
+    import zarr
+
     from pipeline.run_store import write_run
+    from pipeline.sealed import seal
 
     templates = []
     for n_evals in LENGTHS:
@@ -112,14 +115,13 @@ def make_stores(folder: Path, n_runs: int) -> None:
         seed, window = number // 6, (50, 100, 200)[number // 2 % 3]
         store = folder / f"run-{number:05d}.zarr"
         shutil.copytree(templates[number % len(templates)], store)
-        file = store / "zarr.json"
-        metadata: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        attrs = metadata["attributes"]
+        group = zarr.open_group(store, mode="r+")
+        attrs: dict[str, Any] = dict(group.attrs)
         config = json.loads(attrs["config"]) | {"seed": seed, "mode": mode}
         config["algorithm"]["window"] = window
         attrs |= {"run_id": store.stem, "mode": mode, "seed": seed}
         attrs["config"] = json.dumps(config)
-        file.write_text(json.dumps(metadata), encoding="utf-8")
+        seal(group, store, attrs)
     for template in templates:
         shutil.rmtree(template)
 

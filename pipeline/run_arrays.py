@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.run_store import RunChanged, StoredRun, read_variables, stored_run
 from pipeline.schema import VARIABLES
-from pipeline.sealed import is_sealed
+from pipeline.sealed import UNREADABLE, is_sealed
 
 __all__ = [
     "COMBINED",
@@ -131,6 +131,21 @@ def lazy_variable(run: StoredRun, name: str) -> Any:
 
     array = run.array(name)
     if is_sealed(run.attrs):
-        return da.from_array(array, chunks=array.chunks, inline_array=True)
+        named = _Named(run, array)
+        return da.from_array(named, chunks=array.chunks, inline_array=True)
     values = delayed(lambda: run.read([name])[0])()
     return da.from_delayed(values, array.shape, array.dtype)
+
+
+class _Named:
+    """An array whose errors name the run that they are in."""
+
+    def __init__(self, run: StoredRun, array: Any) -> None:
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+        self._run, self._array = run, array
+
+    def __getitem__(self, part: Any) -> np.ndarray:
+        try:
+            return np.asarray(self._array[part])
+        except UNREADABLE as err:
+            raise RunChanged(self._run.path, err) from err

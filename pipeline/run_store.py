@@ -102,8 +102,15 @@ class StoredRun:
         """Return a variable as a Zarr array whose chunks are checked as they are read.
 
         Those of a store without a seal are not: use `read`.
+
+        Raises
+        ------
+        RunChanged — if its metadata are not what was written.
         """
-        return zarr.open_array(self.store, path=name, mode="r", zarr_format=3)
+        try:
+            return zarr.open_array(self.store, path=name, mode="r", zarr_format=3)
+        except UNREADABLE as err:
+            raise RunChanged(self.path, err) from err
 
     def read(self, names: Sequence[str]) -> list[np.ndarray]:
         """Return the values of some variables.
@@ -170,6 +177,7 @@ def open_run(path: str | Path) -> xr.Dataset:
     """
     run = stored_run(Path(path))
     try:
+        run.store.check_metadata()
         ds: xr.Dataset = xr.open_zarr(run.store, consolidated=False, chunks=None).load()
         if odd := run.attrs["variables"].keys() ^ ds.variables.keys():
             raise Damaged(f"other variables than are listed: {', '.join(sorted(odd))}")

@@ -229,6 +229,17 @@ class SealedStore(Store):
             self._check_array(array, content)
         return content
 
+    def check_metadata(self) -> None:
+        """Read the metadata of all arrays: zarr prints tracebacks where some are bad.
+
+        Raises
+        ------
+        Damaged — if one of them is not what was written.
+        """
+        for key in self.files:
+            if key.endswith(f"/{ROOT}"):
+                self.read(key)
+
     def _check_array(self, name: str, content: bytes) -> None:
         """Refuse arrays that we do not write: other codecs, types, or sizes."""
         meta = _parse(content, f"{name}/{ROOT}")
@@ -246,7 +257,7 @@ class SealedStore(Store):
             n_chunks = math.prod(
                 -(-n // size) for n, size in zip(shape, grid, strict=True)
             )
-        except (LookupError, TypeError, ValueError) as err:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as err:
             raise Damaged(f"damaged {name}/{ROOT} ({err!r})") from err
         there = sum(key.startswith(f"{name}/c") for key in self.files)
         if not plain or n_chunks != there:

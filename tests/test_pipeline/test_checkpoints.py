@@ -95,7 +95,7 @@ def test_a_checkpoint_that_is_over__stays_while_the_store_beside_it_is_damaged(
 ) -> None:
     store, checkpoint = killed_before_the_checkpoint_is_removed(tiny(**ASYNC), tmp_path)
     (store / "params" / "c.0").write_bytes(b"")
-    with pytest.raises(ValueError, match="`run` must be whole"):
+    with pytest.raises(ValueError, match="`run` must be complete and unchanged"):
         resume(checkpoint)
     assert checkpoint.exists()
 

@@ -145,3 +145,55 @@ def test_load__an_npz_that_would_need_pickle_is_refused(tmp_path) -> None:
     np.savez(path, tree=np.array([object()], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="`checkpoint` must be"):
         load(path)
+
+
+def test_load__a_file_whose_archive_is_whole_and_content_is_not_is_refused(
+    tmp_path,
+) -> None:
+    path = tmp_path / "c.npz"
+    save(path, {"x": torch.arange(4.0), "y": 1})
+    with np.load(path) as file:
+        whole = dict(file)
+    text = whole["tree"].tobytes()
+    other = np.frombuffer(text.replace(b'["y", 1]', b'["y", 2]'), np.uint8)
+    assert len(other) == len(whole["tree"])
+    changes: list[dict[str, Any]] = [
+        {"a0": whole["a0"][::-1]},
+        {"a0": whole["a0"].astype(np.float64)},
+        {"tree": other},
+        {"sha256": whole["sha256"][::-1]},
+        {"sha256": None},
+        {"a0": None},
+    ]
+    for change in changes:
+        np.savez(path, **{k: v for k, v in (whole | change).items() if v is not None})
+        with pytest.raises(ValueError, match="`checkpoint` must be a complete"):
+            load(path)
+    np.savez(path, **whole)
+    assert load(path)["y"] == 1
+
+
+def test_load__a_file_of_before_there_were_hashes_is_read(tmp_path) -> None:
+    path = tmp_path / "c.npz"
+    tree, arrays = pack({"x": torch.arange(4.0)})
+    text = np.frombuffer(json.dumps(tree).encode(), np.uint8)
+    np.savez(path, tree=text, a0=arrays[0])
+    assert torch.equal(load(path)["x"], torch.arange(4.0))
+
+
+def test_load__sizes_that_are_only_claimed_take_no_memory(tmp_path) -> None:
+    path = tmp_path / "c.npz"
+    header = io.BytesIO()
+    claim = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+    np.lib.format.write_array_header_1_0(header, claim)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("tree.npy", header.getvalue())
+    with pytest.raises(ValueError, match="tree of shape"):
+        load(path)
+    np.savez_compressed(path, tree=np.zeros(10**6, np.uint8))
+    with pytest.raises(ValueError, match="tree compressed"):
+        load(path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="no file"):
+        load(path)

@@ -53,9 +53,7 @@ def test_open_store__two_chunks_exchanged_are_an_error(tmp_path, rng):
     assert len(a_content) == len(b_content)
     a.write_bytes(b_content)
     b.write_bytes(a_content)
-    with pytest.raises(
-        ValueError, match=r"train_image/c\.[01]\.0\.0\.0 \(another"
-    ):
+    with pytest.raises(ValueError, match=r"train_image/c\.[01]\.0\.0\.0 \(another"):
         open_store(store)
 
 
@@ -110,3 +108,68 @@ def test_load__refuses_an_unknown_split(store, split):
 def test_images__refuse_samples_that_are_not_there(store):
     with pytest.raises(ValueError, match=r"in 0…300 of test; got 0…301"):
         open_store(store).images("test", 0, 301)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"verified": True}, {"name": "mnist"}, {"source": "x"}, {"more": 1}],
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_open_store__attributes_beside_the_content_hash_are_covered(
+    store, attributes, verify
+):
+    change(store, **attributes)
+    with pytest.raises(ValueError, match="complete and unchanged; got attributes in"):
+        open_store(store, verify=verify)
+
+
+@pytest.mark.parametrize("name", ["files", "store_sha256"])
+def test_open_store__half_a_seal_is_refused(store, name):
+    edit(store / "zarr.json", lambda meta: meta["attributes"].pop(name))
+    with pytest.raises(ValueError, match="complete and unchanged"):
+        open_store(store)
+
+
+def test_load__changed_metadata_of_an_array_are_an_error(store):
+    edit(store / "test_image" / "zarr.json", lambda meta: meta.update(fill_value=3))
+    with pytest.raises(ValueError, match=r"damaged test_image/zarr.json"):
+        open_store(store, verify=False).load("test")
+
+
+def unsealed(store):
+    """Make a store one as it was written before there was a seal."""
+
+    def unseal(meta):
+        for name in ("files", "store_sha256"):
+            del meta["attributes"][name]
+
+    edit(store / "zarr.json", unseal)
+    return store
+
+
+def test_open_store__a_store_of_before_there_was_a_seal_is_the_same(store):
+    new = open_store(store)
+    loaded = new.load("val")
+    old = open_store(unsealed(store))
+    assert (old.content_sha256, old.sealed) == (new.content_sha256, False)
+    for values, same in zip(old.load("val"), loaded, strict=True):
+        np.testing.assert_array_equal(values, same)
+
+
+def test_load__values_of_an_old_store_are_those_of_its_hash(tmp_path, rng):
+    images = rng.integers(0, 256, (2400, 2, 2), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", x=images, y=np.arange(2400) % 2)
+    store = ingest("npz", source=tmp_path / "a.npz", store=tmp_path / "a.zarr").path
+    opened = open_store(unsealed(store))
+    a, b = (store / "train_image" / f"c.{i}.0.0.0" for i in (0, 1))
+    a_content, b_content = a.read_bytes(), b.read_bytes()
+    a.write_bytes(b_content)
+    b.write_bytes(a_content)  # after it was opened
+    with pytest.raises(ValueError, match="train_image with hash"):
+        opened.load("train")
+
+
+def edit(file, change):
+    meta = json.loads(file.read_text())
+    change(meta)
+    file.write_text(json.dumps(meta))
