@@ -12,7 +12,7 @@ import xarray as xr
 
 from pipeline.places import data_folder, given_path
 from pipeline.run_store import open_run, run_attributes
-from pipeline.sealed import UNREADABLE
+from pipeline.sealed import UNREADABLE, SealedStore
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +36,7 @@ __all__ = [
 
 CHECKPOINT = ".checkpoint.npz"
 STORE = ".zarr"
+TELLING = "wall_time_s/c.0"  # a small file that differs between any two runs
 MAX_ATTRIBUTES = 64 * 2**20  # bytes that are read to list a run
 _NUMBER = (int, float, NoneType)
 _FIGURES: dict[str, Any] = {  # that a listing shows, and what they must be
@@ -107,6 +108,7 @@ def _stored(path: Path) -> RunInfo:
         return RunInfo(run_id, experiment, "foreign", path)
     try:
         attrs = run_attributes(path)
+        SealedStore(path, attrs).read(TELLING)
     except UNREADABLE:
         return RunInfo(run_id, experiment, "damaged", path)
     figures: dict[str, Any] = {name: attrs.get(name) for name in _FIGURES}

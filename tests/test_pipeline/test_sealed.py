@@ -60,6 +60,12 @@ def edit(file: Path, change) -> None:
     file.write_text(json.dumps(meta))
 
 
+def test_list_runs__a_root_of_another_run_is_damage(run, written) -> None:
+    shutil.copy(written[1] / "zarr.json", run)
+    (info,) = list_runs(run.parent.parent)
+    assert info.status == "damaged"
+
+
 @by_reader
 def test_readers__refuse_another_runs_chunk(read, run, written) -> None:
     (run / CHUNK).write_bytes((written[1] / CHUNK).read_bytes())
