@@ -92,7 +92,9 @@ def ingest(
     started = time.perf_counter()
     if flow:
         from flows.ingest import ingest_flow
+        from flows.servers import ensure_api
 
+        ensure_api()
         info: dict[str, Any] = ingest_flow(
             name,
             None if source is None else str(source),

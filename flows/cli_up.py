@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
+from flows import proxies
 from flows.cli_runs import Json
 from flows.console import make_table, note, out, print_json, say
 
@@ -71,6 +73,8 @@ def up(
             say(f"{name:<17} {value}")
         say("\nIn another terminal:")
         say(f"  export PREFECT_API_URL={addresses.api_url}")
+        if proxies.found():
+            say(f"  export NO_PROXY={os.environ['NO_PROXY']}")
         say("  prefect deployment run experiment/smoke")
         say("\nCtrl-C ends everything.")
         supervisor.watch(stop)

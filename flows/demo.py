@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.console import note, out
 from flows.environment import default_results, keep_prefect_local
+from flows.servers import ensure_api
 from flows.stopping import stop_on_signals
 from flows.tables import comparison_table
 
@@ -68,6 +69,7 @@ def run_demo(
     note("starting Prefect and a local Dask cluster …")
     from flows.demo_flow import demo_flow
 
+    ensure_api()
     with stop_on_signals(note):
         answer: dict[str, Any] = demo_flow(
             seeds=seeds,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.environment import home
+from flows.proxies import is_ours, leave_out_socks
 from flows.schedules import describe, kept_schedules, tagged
 from flows.up_state import running
 
@@ -95,6 +96,8 @@ def deploy(url: str, environment: dict[str, str]) -> list[dict[str, Any]]:
     from prefect import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
+    if is_ours(url):
+        leave_out_socks()
     with (
         temporary_settings({PREFECT_API_URL: url}),
         get_client(sync_client=True) as client,

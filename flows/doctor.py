@@ -62,6 +62,7 @@ def diagnose(
     checks.append(check_folder("results folder", default_results()))
     checks.append(check_disk(shutil.disk_usage(_nearest(home())).free))
     checks.append(check_devices())
+    checks.append(doctor_servers.check_proxies())
     checks.append(doctor_servers.check_prefect(timeout_s))
     checks.append(doctor_servers.check_cluster(address, scheduler_file, timeout_s))
     return checks

@@ -1,4 +1,4 @@
-"""Checks of the two servers a run may talk to: Prefect's API and a Dask scheduler."""
+"""Checks of what a run may talk to: proxies, Prefect's API, a Dask scheduler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from flows import proxies
 from flows.doctor import Check, describe_memory
+from flows.page_guard import OUR_NAMES
+
+
+def check_proxies() -> Check:
+    """Proxies of the environment, which servers of this machine are reached without."""
+    seen = proxies.described()
+    if not seen:
+        return Check("proxies", "ok", "none set")
+    direct = f"this machine ({', '.join(OUR_NAMES)}) is reached without"
+    return Check("proxies", "note", f"{seen}; {direct}")
 
 
 def check_prefect(timeout_s: float) -> Check:

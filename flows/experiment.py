@@ -25,6 +25,7 @@ from flows.compare import compare_flow
 from flows.crew import Crew
 from flows.environment import default_results
 from flows.outcome import Unfinished, answer_of
+from flows.servers import ensure_api
 from flows.stopping import stop_on_signals
 from pipeline.config import ClusterConfig
 from pipeline.outputs import check_folder, may_write
@@ -136,6 +137,7 @@ def run_experiment(experiment: str, say: Say, **parameters: Any) -> dict[str, An
     KeyboardInterrupt — after a signal; run it again to go on.
     """
     began = time.monotonic()
+    ensure_api()
     with stop_on_signals(say) as stop:
         state = experiment_flow(experiment, **parameters, return_state=True)
     answer = answer_of(state)

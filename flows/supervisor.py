@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -31,7 +32,8 @@ LOGGING = {
 class Program:
     """One process to keep alive.
 
-    ``grandchildren_first``: what it started is asked to end before it is.
+    ``command`` : one of :func:`flows.tied.command` ends when this process is killed.
+    ``grandchildren_first`` : what it started is asked to end before it is.
     """
 
     name: str
@@ -67,7 +69,7 @@ class Supervisor:
 
     def start(self, program: Program) -> None:
         """Start a program; it is kept alive by :meth:`watch`."""
-        process = _spawn(program)
+        process = _spawn(program, self._running)
         self._running.append(_Running(program, process, time.monotonic()))
         self.changed()
 
@@ -106,10 +108,10 @@ class Supervisor:
         RuntimeError — if one dies MAX_DEATHS times in a row, each time soon.
         """
         while not stop.wait(POLL_S):
-            for running in self._running:
-                self._revive(running)
+            for i, running in enumerate(self._running):
+                self._revive(running, self._running[:i])
 
-    def _revive(self, running: _Running) -> None:
+    def _revive(self, running: _Running, earlier: Sequence[_Running]) -> None:
         now = time.monotonic()
         program = running.program
         if running.start_at is None:
@@ -128,7 +130,8 @@ class Supervisor:
             running.start_at = now + pause
             self.say(f"{program.name} {_ended(code)}: starting it again")
         elif now >= running.start_at:
-            running.process = _spawn(program)
+            _let_go(running.process)
+            running.process = _spawn(program, earlier)
             running.began, running.start_at = now, None
             self.changed()
 
@@ -141,6 +144,7 @@ class Supervisor:
             end_tree(running.process.pid, running.program.grandchildren_first)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.process.wait(timeout=GRACE_S)
+            _let_go(running.process)
             _ask(running.orphans)
             _see_off(running.orphans)
         self._running.clear()
@@ -199,17 +203,28 @@ def _see_off(processes: Sequence[psutil.Process]) -> None:
     psutil.wait_procs(left, timeout=GRACE_S)
 
 
-def _spawn(program: Program) -> subprocess.Popen[bytes]:
+def _spawn(program: Program, earlier: Sequence[_Running]) -> subprocess.Popen[bytes]:
+    """Start a program; what was started ``earlier`` ends after it, if we are killed."""
     program.log.parent.mkdir(parents=True, exist_ok=True)
     with program.log.open("ab") as log:
         return subprocess.Popen(
             list(program.command),
             env={**os.environ, **LOGGING, **program.environment},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # closed by the kernel when we die: see `tied`
+            pass_fds=[_tie(running.process).fileno() for running in earlier],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for us; we end it in our order
         )
+
+
+def _tie(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdin is not None
+    return process.stdin
+
+
+def _let_go(process: subprocess.Popen[bytes]) -> None:
+    _tie(process).close()
 
 
 def _ended(code: int) -> str:

@@ -23,6 +23,7 @@ from flows.environment import default_results
 from flows.errors import may_pass
 from flows.outcome import Unfinished, answer_of, diverged
 from flows.reporting import report_run_task
+from flows.servers import ensure_api
 from flows.stopping import StopRequest, stop_on_signals
 from pipeline.config import RunConfig
 from pipeline.leases import Lend, NoLease, RunIsLocked
@@ -194,6 +195,7 @@ def run_train_flow(
     ------
     Exception — whatever the training raised.
     """
+    ensure_api()
     with stop_on_signals(say) as stop, attended(stop, listener):
         state = train_flow(config, results, again, return_state=True)
     answer = answer_of(state)

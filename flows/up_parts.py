@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +13,12 @@ from typing import Any
 from flows import up_state
 from flows.deployments import HEARTBEAT_S, POOL
 from flows.environment import keep_prefect_local
+from flows.prefect_server import HOST
+from flows.proxies import is_ours, leave_out_socks
+from flows.servers import answers
 from flows.supervisor import Program, Stop, Supervisor
+from flows.tied import command
 
-HOST = "127.0.0.1"  # Prefect and Dask take anyone's code: never a public address
 # In memory, as by default, a server that starts again knows no slots of runs under way,
 # and Prefect ends these when they renew theirs.
 SLOTS = {
@@ -26,9 +26,9 @@ SLOTS = {
         "prefect.server.concurrency.lease_storage.filesystem"
     )
 }
+PAGES = "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin"
 READY_S = 120.0  # limit for each process's start
 QUERY_S = 2  # between two looks of the Prefect worker for runs that are due
-_DASK = (sys.executable, "-m", "dask")
 
 Say = Callable[[str], None]
 
@@ -49,6 +49,8 @@ class Parts:
         from prefect.settings import get_current_settings
 
         settings = get_current_settings()
+        if not settings.api.url or is_ours(str(settings.api.url)):
+            leave_out_socks()
         if settings.api.url:
             url = str(settings.api.url)
             with get_client(sync_client=True) as client:  # has the keys, certificates
@@ -61,12 +63,11 @@ class Parts:
             return {"api_url": url, "ui_url": str(settings.ui_url or url)}
         port = _free_port(port, "--port")
         root = f"http://{HOST}:{port}"
-        words = ["server", "start", "--host", HOST, "--port", str(port)]
         self._start(
             "prefect-server",
-            [sys.executable, "-m", "prefect", *words],
-            {"PREFECT_SERVER_UI_API_URL": f"{root}/api", **SLOTS},
-            ready=lambda: _answers(f"{root}/api/health"),
+            command("flows.prefect_server", "--port", str(port)),
+            SLOTS,
+            ready=lambda: answers(f"{root}/api/health"),
         )
         return {"api_url": f"{root}/api", "ui_url": root}
 
@@ -76,19 +77,21 @@ class Parts:
         file.unlink(missing_ok=True)
         port = _free_port(0, "")  # kept over restarts, so that clients come back
         words = ["--host", HOST, "--port", str(port)]
-        words += ["--dashboard-address", f"{HOST}:{_free_port(dashboard_port, '')}"]
+        shown_at = _free_port(dashboard_port, "")
+        words += ["--dashboard-address", f"{HOST}:{shown_at}"]
         self._start(
             "dask-scheduler",
-            [*_DASK, "scheduler", *words, "--scheduler-file", str(file)],
-            dask_environment(),
+            command("dask", "scheduler", *words, "--scheduler-file", str(file)),
+            {**dask_environment(), **dashboard_environment(shown_at)},
             ready=lambda: _read_scheduler(file) is not None,
         )
         words = ["--host", HOST, "--nthreads", "1", "--scheduler-file", str(file)]
+        words += ["--dashboard-address", f"{HOST}:0"]  # of each worker
         words += ["--local-directory", str(up_state.folder() / "dask")]
         for name, more, environment in _worker_sets(workers, gpus):
             self._start(
                 name,
-                [*_DASK, "worker", *words, *more, "--name", name],
+                command("dask", "worker", *words, *more, "--name", name),
                 {**dask_environment(), **environment},
             )
         services = (_read_scheduler(file) or {}).get("services", {})
@@ -107,10 +110,11 @@ class Parts:
     def worker(self, state: Mapping[str, Any]) -> None:
         """Start the Prefect worker that runs flows of the work pool."""
         words = ["worker", "start", "--pool", POOL, "--type", "process"]
+        words += ["--name", "ndcao-up"]
         self.supervisor.start(
             Program(
                 "prefect-worker",
-                [sys.executable, "-m", "prefect", *words, "--name", "ndcao-up"],
+                command("prefect", *words, children_first=True),
                 {
                     **self.environment(state),
                     "PREFECT_API_URL": state["api_url"],
@@ -156,10 +160,17 @@ def dask_environment() -> dict[str, str]:
     """Our Dask settings as environment variables, for processes of their own."""
     from pipeline.cluster import SETTINGS
 
-    return {
-        "DASK_" + key.upper().replace(".", "__").replace("-", "_"): str(value)
-        for key, value in SETTINGS.items()
-    }
+    return {_variable(key): str(value) for key, value in SETTINGS.items()}
+
+
+def dashboard_environment(port: int) -> dict[str, str]:
+    """Dask's setting for a dashboard that pages of other origins cannot read."""
+    pages = [f"{name}:{port}" for name in ("127.0.0.1", "localhost")]
+    return {_variable(PAGES): str(pages)}
+
+
+def _variable(setting: str) -> str:
+    return "DASK_" + setting.upper().replace(".", "__").replace("-", "_")
 
 
 def _worker_sets(
@@ -182,14 +193,6 @@ def _read_scheduler(file: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return found
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2.0) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _free_port(wanted: int, flag: str) -> int:

@@ -145,6 +145,7 @@ def _local_cuda(config: ClusterConfig, security: Security | None) -> Any:
         CUDA_VISIBLE_DEVICES=",".join(gpus),
         threads_per_worker=1,
         resources=offered,
+        host=HERE,
         dashboard_address=f"{HERE}:0",
         security=security,
         protocol=protocol,
@@ -161,6 +162,8 @@ def _one_nanny_per_gpu(
         i: {
             "cls": Nanny,
             "options": {
+                "host": HERE,
+                "dashboard": False,
                 "nthreads": 1,
                 "env": {"CUDA_VISIBLE_DEVICES": gpu, **CUBLAS},
                 "memory_limit": 1.0 / len(gpus),  # of this machine's

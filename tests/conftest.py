@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -58,6 +59,40 @@ def shared_datasets() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the data sets in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def listening():
+    """Addresses (host, port) on which a process, or one below it, listens."""
+
+    def look(pid: int | None = None) -> set[tuple[str, int]]:
+        root = psutil.Process(pid)
+        found = set()
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found |= {
+                    (one.laddr.ip, one.laddr.port)
+                    for one in process.net_connections("inet")
+                    if one.status == psutil.CONN_LISTEN
+                }
+        return found
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def hidden(listening):
+    """Check that nothing of a process's tree can be reached from another machine."""
+
+    def check(pid: int | None = None) -> set[tuple[str, int]]:
+        found = listening(pid)
+        assert found
+        assert not {
+            one for one in found if not ipaddress.ip_address(one[0]).is_loopback
+        }
+        return found
+
+    return check
 
 
 class Processes:

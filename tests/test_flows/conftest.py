@@ -1,6 +1,8 @@
 """Fixtures of the flows' tests: servers of Prefect, stand-ins for slow modules."""
 
 import atexit
+import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -59,6 +61,73 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("NDCAO_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+LOOK = """
+import json, socket, sys
+answers = []
+for host, port in json.loads(sys.argv[1]):
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+        answers.append([host, port])
+    except OSError:
+        pass
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="session")
+def elsewhere():
+    """Which of some ports answer to another network namespace, on a wire to ours.
+
+    None where namespaces are not permitted (they need root and iproute2).
+    """
+    name, ours, theirs = f"ndcao{os.getpid()}", f"nd{os.getpid()}a", f"nd{os.getpid()}b"
+    host = "198.18.77.1"  # of a range that is kept for tests of networks
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True, capture_output=True, timeout=30)
+
+    def look(ports):
+        wanted = json.dumps([[host, port] for port in ports])
+        done = subprocess.run(
+            ["ip", "netns", "exec", name, sys.executable, "-c", LOOK, wanted],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return {port for _, port in json.loads(done.stdout)}
+
+    with contextlib.ExitStack() as stack:
+        try:
+            ip("netns", "add", name)
+            stack.callback(ip, "netns", "del", name)  # its wire goes with it
+            ip("link", "add", ours, "type", "veth", "peer", "name", theirs)
+            ip("link", "set", theirs, "netns", name)
+            ip("addr", "add", f"{host}/30", "dev", ours)
+            ip("link", "set", ours, "up")
+            ip("-n", name, "addr", "add", "198.18.77.2/30", "dev", theirs)
+            ip("-n", name, "link", "set", theirs, "up")
+        except (OSError, subprocess.CalledProcessError):
+            yield None
+            return
+        yield look
+
+
+@pytest.fixture(scope="session")
+def out_of_reach(hidden, elsewhere):
+    """Check that nothing of a process's tree answers to another machine."""
+
+    def check(pid):
+        ports = {port for _, port in hidden(pid)}
+        if elsewhere is None:
+            return
+        with socket.create_server(("0.0.0.0", 0)) as open_to_all:
+            seen = open_to_all.getsockname()[1]
+            assert elsewhere([*ports, seen]) == {seen}
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
+from http.client import HTTPConnection
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+HERE = "127.0.0.1"
 BATCH = """\
 name: little
 base: {dataset: digits, cluster: {workers: 2}}
@@ -102,8 +108,8 @@ class Up:
         ]
 
 
-def start(home):
-    words = ["--port", "0", "--dashboard-port", "0", "--workers", "2"]
+def start(home, *more):
+    words = ["--port", "0", "--dashboard-port", "0", "--workers", "2", *more]
     log = home / "up.log"
     environment = {**os.environ, "NDCAO_HOME": str(home)}
     for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"):
@@ -264,6 +270,82 @@ def test_pages__show_the_batch_its_runs_and_its_artifacts(up, batch, tmp_path):
         browser.close()
 
 
+def test_up__nothing_of_it_answers_to_another_machine(up, batch, out_of_reach):
+    out_of_reach(up.process.pid)
+
+
+CREATE = """
+async ([url, id]) => {
+  const body = JSON.stringify({parameters: {name: 'digits'}});
+  const ways = [
+    {mode: 'no-cors', body: new Blob([body])},  // Prefect takes it for JSON
+    {body, headers: {'Content-Type': 'application/json'}},
+  ];
+  for (const way of ways)
+    await fetch(`${url}/deployments/${id}/create_flow_run`, {method: 'POST', ...way})
+      .catch(() => null);
+  const socket = new WebSocket(url.replace('http', 'ws') + '/events/in');
+  return await new Promise(end => {
+    socket.onopen = () => end('open');
+    socket.onerror = () => end('refused');
+  });
+}
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser: install chromium")
+def test_up__a_page_of_another_origin_runs_nothing(up, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    with up.client() as client:
+        (ingest,) = [d for d in client.read_deployments() if d.name == "data"]
+    before = len(up.flow_runs(deployment_id=ingest.id))
+    port = urlsplit(up.state["ui_url"]).port
+    (tmp_path / "index.html").write_text("<p>any page")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    answers = {}
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), handler) as other,
+        sync_playwright() as playwright,
+    ):
+        threading.Thread(target=other.serve_forever).start()
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER,
+            args=["--no-sandbox", f"--host-resolver-rules=MAP rebound.example {HERE}"],
+        )
+        page = browser.new_page()
+        page.goto(f"http://{HERE}:{other.server_port}/")
+        url = f"http://{HERE}:{port}/api"
+        answers["socket"] = page.evaluate(CREATE, [url, str(ingest.id)])
+        rebound = page.goto(f"http://rebound.example:{port}/api/health")
+        answers["rebound"] = (rebound.status, rebound.text().partition(";")[0])
+        browser.close()
+        other.shutdown()
+    assert answers == {
+        "socket": "refused",
+        "rebound": (403, "`Host` must be 127.0.0.1 or localhost"),
+    }
+    assert len(up.flow_runs(deployment_id=ingest.id)) == before
+    dashboard = urlsplit(up.state["dashboard"])
+    for origin, status in (("http://evil.example", 403), (None, 101)):
+        assert websocket(dashboard, origin or f"http://{dashboard.netloc}") == status
+
+
+def websocket(dashboard, origin):
+    """Status of the answer when a page of ``origin`` opens the dashboard's socket."""
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        "Sec-WebSocket-Protocol": "bokeh, token",
+        "Origin": origin,
+    }
+    with closing(HTTPConnection(dashboard.netloc, timeout=30)) as connection:
+        connection.request("GET", "/status/ws", headers=headers)
+        return connection.getresponse().status
+
+
 def test_up__refuses_a_second_one_in_the_same_home(up):
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "up", "--port", "0"],
@@ -296,3 +378,20 @@ def test_up__leaves_no_process_when_it_is_ended_while_a_run_trains(up, batch):
     assert not left
     assert list(folder.glob("*.checkpoint.npz"))
     assert not (up.home / ".ndcao" / "up.json").exists()
+
+
+def test_up__ends_by_itself_when_it_is_killed(up):
+    end(up.process)
+    killed = start(up.home, "--no-deploy")
+
+    def below():
+        found = psutil.Process(killed.process.pid).children(recursive=True)
+        return found if len(found) >= 6 else None  # with Dask's workers
+
+    processes = until(below, 60, "all have started")
+
+    killed.process.kill()
+
+    killed.process.wait(timeout=30)
+    left = psutil.wait_procs(processes, timeout=60)[1]
+    assert not left

@@ -266,9 +266,12 @@ def test_information_error__surfaces_from_one_worker_and_frees_the_other(
         assert train(config, results=tmp_path).attrs["status"] == "complete"
 
 
-def test_open_cluster__the_repository_needs_no_fixed_port(tmp_path: Path) -> None:
+def test_open_cluster__needs_no_fixed_port_and_listens_to_this_machine_only(
+    hidden,
+) -> None:
     config = ClusterConfig(kind="local", workers=1, dashboard=False)
     with open_cluster(config) as cluster:
+        hidden()
         assert cluster.dashboard is None
         link = cluster.client.dashboard_link
         assert ":8787" not in (link or "")
