@@ -33,6 +33,15 @@ Results = Annotated[
         show_default=False,
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run the model and loss that the run names (package.module:name). Without "
+        "it that is done only for code that you have trained with yourself, unchanged. "
+        "Whoever made the run decides what is run: ask where it comes from.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line on stdout.")]
 
 
@@ -69,6 +78,7 @@ def evaluate(
         ),
     ] = None,
     results: Results = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Score a run's trained network on a whole test set.
@@ -83,10 +93,12 @@ def evaluate(
     from pipeline.runs import evaluate_run
 
     folder = default_results() if results is None else results
-    _print_fields(evaluate_run(run, dataset, folder), as_json=as_json)
+    _print_fields(evaluate_run(run, dataset, folder, trust=trust), as_json=as_json)
 
 
-def replay(run: Run, results: Results = None, as_json: Json = False) -> None:
+def replay(
+    run: Run, results: Results = None, trust: Trust = False, as_json: Json = False
+) -> None:
     """Recompute a run from its record alone and compare the parameters bit for bit.
 
     Exit code 1 when they differ.
@@ -97,7 +109,7 @@ def replay(run: Run, results: Results = None, as_json: Json = False) -> None:
     from pipeline.replay import replay as replay_run
 
     folder = default_results() if results is None else results
-    line = replay_run(run, results=folder)
+    line = replay_run(run, results=folder, trust=trust)
     _print_fields(line, as_json=as_json)
     if not line["matches"]:
         print_error(
@@ -113,6 +125,7 @@ def export(
         Path, typer.Argument(help="The .safetensors file to write.", show_default=False)
     ],
     results: Results = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Write a run's trained network to a .safetensors file.
@@ -125,7 +138,7 @@ def export(
     from pipeline.runs import export_run
 
     folder = default_results() if results is None else results
-    written = export_run(run, path, folder)
+    written = export_run(run, path, folder, trust=trust)
     if as_json:
         print_json({"path": str(written), "bytes": written.stat().st_size})
     else:

@@ -9,6 +9,7 @@ import typer
 
 from flows import options as o
 from flows.calibration import calibrated
+from flows.cli_runs import Trust
 from flows.console import (
     make_fields,
     note,
@@ -121,6 +122,7 @@ def resume(
     address: o.Address = None,
     scheduler_file: o.SchedulerFile = None,
     results: o.Results = None,
+    trust: Trust = False,
     quiet: o.Quiet = False,
     as_json: o.Json = False,
 ) -> None:
@@ -146,7 +148,12 @@ def resume(
         stop_on_signals(note) as stop,
     ):
         dataset = resume_run(
-            run, results=folder, progress=progress, stop=stop.event, cluster=cluster
+            run,
+            results=folder,
+            progress=progress,
+            stop=stop.event,
+            cluster=cluster,
+            trust=trust,
         )
     _finish(summary(dataset), as_json=as_json)
 

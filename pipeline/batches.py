@@ -76,6 +76,7 @@ class ResidentData:
         self._standard = standard
         self._scaled: tuple[Tensor, Tensor] | None = None
         self.n_train = store.n_train
+        self.image_shape = store.image_shape
         self.n_loss = self.count(store, config)
         self._ready: dict[tuple[str, int, int], list[tuple[Tensor, Tensor]]] = {}
         self._draw = -1  # of the scoring subset, the last one wanted

@@ -18,7 +18,6 @@ from pydantic import (
 )
 
 from blocks import ALGORITHMS
-from blocks.dotted import is_dotted
 from blocks.precision import Precision
 from pipeline.cluster_config import ClusterConfig as ClusterConfig
 from pipeline.cluster_config import moved
@@ -157,12 +156,6 @@ class RunConfig(Section):
         """Whether workers run bounded pieces by themselves, with no client between."""
         return self.barrier or self.pipelined
 
-    @property
-    def own_packages(self) -> tuple[str, ...]:
-        """Top-level packages of the user's own model and loss."""
-        dotted = [name for name in (self.model.name, self.loss) if is_dotted(name)]
-        return tuple(sorted({name.partition(":")[0].split(".")[0] for name in dotted}))
-
     def mathematics(self) -> dict[str, Any]:
         """What the result depends on; the run id's hash covers exactly this."""
         data = self.model_dump(mode="json")
@@ -191,33 +184,50 @@ class RunConfig(Section):
         return "virtual" if in_process and not self.in_pieces else "wall"
 
     def run_id(
-        self, dataset_name: str, content_sha256: str, init_sha256: str = ""
+        self,
+        dataset_name: str,
+        content_sha256: str,
+        init_sha256: str = "",
+        code_sha256: str = "",
     ) -> str:
         """``<algorithm>-<mode>-<dataset>-s<seed>-<hash>``.
 
         The hash covers the contents of the data set and of the parameters to start from
-        (``init_sha256``), not the paths where they lie, and the names of the
-        ``pipeline.rules`` that the run follows.
+        (``init_sha256``), not the paths where they lie; the names of the
+        ``pipeline.rules`` that the run follows; and the user's own code, if there is
+        any (``user_code.UserCode.digest``).
         """
-        return self._run_id(dataset_name, content_sha256, init_sha256, rules_of(self))
+        named = (dataset_name, content_sha256, init_sha256)
+        return self._run_id(*named, rules_of(self), code_sha256)
 
     def former_ids(
-        self, dataset_name: str, content_sha256: str, init_sha256: str = ""
+        self,
+        dataset_name: str,
+        content_sha256: str,
+        init_sha256: str = "",
+        code_sha256: str = "",
     ) -> dict[str, str]:
         """Ids that the same run had in older versions, and what has changed since."""
-        return {
-            self._run_id(dataset_name, content_sha256, init_sha256, rules): difference(
-                self, rules
-            )
+        named = (dataset_name, content_sha256, init_sha256)
+        found = {
+            self._run_id(*named, rules, code_sha256): difference(self, rules)
             for rules in former(self)
         }
+        if code_sha256:
+            why = "which did not look at the code of the user's own model or loss"
+            for rules in (rules_of(self), *former(self)):
+                changed = [text for text in (why, difference(self, rules)) if text]
+                found[self._run_id(*named, rules, "")] = "; ".join(changed)
+        return found
 
     def _run_id(
-        self, name: str, content: str, init: str, rules: tuple[str, ...]
+        self, name: str, content: str, init: str, rules: tuple[str, ...], code: str
     ) -> str:
         payload = {"data": content, **self.mathematics(), "init": init}
         if rules:
             payload["rules"] = rules
+        if code:
+            payload["code"] = code
         text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         return f"{self.algorithm.kind}-{self.mode}-{name}-s{self.seed}-{digest}"

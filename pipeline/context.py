@@ -40,6 +40,7 @@ from pipeline.device import prepare
 from pipeline.memory import keep_freed
 from pipeline.scoring import Scored, score_shards
 from pipeline.standardise import Standardisation
+from pipeline.user_code import UserCode, check_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class RunSpec:
     n_steps: int  # planned steps of every node, for schedules; 0 = open-ended
     params: np.ndarray | None = None  # (P,) initial parameters, if not the seed's own
     buffers: np.ndarray | None = None  # (B,) initial buffers, with ``params``
+    code: UserCode | None = None  # that every process must have; None: any
 
 
 class Context:
@@ -74,6 +76,8 @@ class Context:
             seed=config.seed,
             **config.model.arguments(),
         )
+        if spec.code is not None:
+            check_here(spec.code, config, module)
         self.blocks: tuple[Block, ...] = (
             partition(config.blocks or "all", module, patterns=config.custom_blocks)
             if self.algorithm.blockwise
@@ -321,7 +325,7 @@ def drop_contexts() -> None:
 
 
 def _same_start(a: RunSpec, b: RunSpec) -> bool:
-    if a.config != b.config:
+    if (a.config, a.code) != (b.config, b.code):
         return False
     return a.n_steps == b.n_steps and all(
         (x is None and y is None)

@@ -12,23 +12,29 @@ import numpy as np
 import torch
 import xarray as xr
 
+from pipeline.code_changes import changes_since
 from pipeline.config import RunConfig
 from pipeline.context import Context, RunSpec
 from pipeline.data_store import DataStore, open_store
+from pipeline.network_check import answers
 from pipeline.own_data import data_of
 from pipeline.pack import tensor
 from pipeline.record import same_platform
 from pipeline.runs import standard_of
 from pipeline.store import ensure_store
+from pipeline.trust import require
 
 logger = logging.getLogger(__name__)
 
 ELSEWHERE = 0.005  # an accuracy's difference that another platform's rounding may make
 
 
-def score_again(ds: xr.Dataset, dataset: str | Path | None) -> dict[str, Any]:
+def score_again(
+    ds: xr.Dataset, dataset: str | Path | None, *, trust: bool
+) -> dict[str, Any]:
     """Score a run's final network (see ``runs.evaluate_run``)."""
     config = RunConfig.model_validate_json(ds.attrs["config"])
+    require(config, ds.attrs["run_id"], trust=trust)
     if config.device == "cuda" and not torch.cuda.is_available():
         config = config.model_copy(update={"device": "cpu"})
     data = data_of(ds) if dataset is None else open_store(ensure_store(dataset))
@@ -44,9 +50,8 @@ def score_again(ds: xr.Dataset, dataset: str | Path | None) -> dict[str, Any]:
     )
     context = Context(spec, data, standard_of(ds))
     buffers = tensor(ds["buffers"].values) if "buffers" in ds else None
-    sums = context.evaluate(
-        tensor(ds["params"].values), buffers, "test", range(config.n_shards), relabel
-    )
+    params = tensor(ds["params"].values)
+    sums = context.evaluate(params, buffers, "test", range(config.n_shards), relabel)
     total = np.zeros(3)
     for shard in sums:
         total += shard
@@ -57,13 +62,13 @@ def score_again(ds: xr.Dataset, dataset: str | Path | None) -> dict[str, Any]:
         "test_accuracy": float(total[1] / total[2]),
         "n_test": int(total[2]),
         "recorded_test_accuracy": ds.attrs["test_accuracy"],
-        "warnings": [],
     }
+    shape = data.image_shape
+    now = answers(context.model, params, buffers, shape, context.loss_function)
+    warnings = changes_since(ds, config, context.model.module, now)
     if data.content_sha256 == ds.attrs["data_sha256"]:
-        found["warnings"] = _compared(found, ds, config)
-    for text in found["warnings"]:
-        logger.warning(text)
-    return found
+        warnings += _compared(found, ds, config)
+    return {**found, "warnings": warnings}
 
 
 def _fitted(data: DataStore, ds: xr.Dataset) -> np.ndarray | None:
@@ -114,9 +119,11 @@ def _compared(found: dict[str, Any], ds: xr.Dataset, config: RunConfig) -> list[
     if not apart:
         return []
     where = "" if same else ", more than another platform's rounding makes"
-    return [
+    text = (
         f"`run` {found['run_id']} must score on its own data as recorded, accuracy "
         f"{accuracy:.6g} and loss {loss:.6g}; got {found['test_accuracy']:.6g} and "
         f"{found['test_loss']:.6g}{where}. The network's code, or a file or variable "
         "that it reads, is another than at training."
-    ]
+    )
+    logger.warning("%s", text)
+    return [text]

@@ -115,6 +115,7 @@ class Training:
         self.limit = spec.n_steps
         self.eval_every = self.config.eval_every or max(1, self.limit // 20)
         self.dashboard: str | None = None
+        self.of_the_code: dict[str, str] = {}  # what a user's network was at the start
         self.replaces = ""  # content hash of the run that this one takes the place of
         self.n_workers = 1
         self._saved = self._given_back = time.monotonic()
@@ -172,6 +173,7 @@ class Training:
                 "run_id": self.spec.run_id,
                 "rules": rules_of(self.config),
                 "replaces": self.replaces,
+                **self.of_the_code,
                 "store": self.spec.store,
                 "content_sha256": self.spec.content_sha256,
                 "n_steps": self.spec.n_steps,

@@ -19,9 +19,12 @@ import xarray as xr
 
 from pipeline.context import Context
 from pipeline.journal import Journal
+from pipeline.network_check import answers
+from pipeline.pack import tensor
 from pipeline.rules import rules_of
 from pipeline.schema import VARIABLES, check_schema, variable
 
+LONGEST = 20_000  # characters of a network's text
 PACKAGES = ("ndcao", "torch", "numpy", "dask", "distributed", "zarr", "xarray")
 
 
@@ -88,6 +91,12 @@ def to_dataset(
     ds = xr.Dataset({name: variable(name, values) for name, values in data.items()})
     ds.attrs.update(_attributes(context, journal, params) | extra)
     ds.attrs["first_update_at_s"] = origin
+    ds.attrs["network"] = str(context.model.module)[:LONGEST]
+    theta = tensor(params, context.device)
+    own = None if buffers is None else tensor(buffers, context.device)
+    shape = context.data.image_shape
+    found = answers(context.model, theta, own, shape, context.loss_function)
+    ds.attrs["network_outputs"] = json.dumps(found)
     check_schema(ds)
     return ds
 

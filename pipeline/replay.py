@@ -12,17 +12,20 @@ import xarray as xr
 from torch import Tensor
 
 from blocks.algorithm import LossRecord, Message
+from pipeline.code_changes import changes_since
 from pipeline.config import RunConfig
 from pipeline.context import Context, RunSpec
 from pipeline.executor import ScoreTask
 from pipeline.initial import initial_values
+from pipeline.network_check import answers
 from pipeline.own_data import data_of
-from pipeline.pack import host
+from pipeline.pack import host, tensor
 from pipeline.record import params_sha256, same_platform
 from pipeline.replay_replicas import recompute_jobs, recompute_rounds
 from pipeline.rules import difference
 from pipeline.run_store import open_run
 from pipeline.runs import find_run, results_folder, store_path, summary
+from pipeline.trust import require
 from pipeline.updates import published
 
 logger = logging.getLogger(__name__)
@@ -30,7 +33,9 @@ logger = logging.getLogger(__name__)
 ELSEWHERE = 1e-3  # a parameter's difference that another platform's rounding may make
 
 
-def replay(run: str | Path, *, results: str | Path | None = None) -> dict[str, Any]:
+def replay(
+    run: str | Path, *, results: str | Path | None = None, trust: bool = False
+) -> dict[str, Any]:
     """Recompute a run's final parameters from its record and compare their hash.
 
     Neither stored parameters nor stored losses are read but to compare: the record says
@@ -51,7 +56,9 @@ def replay(run: str | Path, *, results: str | Path | None = None) -> dict[str, A
     folder, run_id = find_run(run, results)
     ds = open_run(store_path(folder, run_id))
     ds.attrs["store"] = str(store_path(folder, run_id))
-    context = _context(ds, results_folder(results))
+    config = RunConfig.model_validate_json(ds.attrs["config"])
+    require(config, run_id, trust=trust)
+    context = _context(ds, config, results_folder(results))
     params, losses_match = recompute(context, ds)
     digest = params_sha256(host(params))
     line = summary(ds)
@@ -59,9 +66,7 @@ def replay(run: str | Path, *, results: str | Path | None = None) -> dict[str, A
     here = same_platform(ds)
     apart = float(np.abs(host(params) - ds["params"].values).max())
     near = not here and apart <= ELSEWHERE
-    line["warnings"] = other_rules(ds, context.config)
-    for text in line["warnings"]:
-        logger.warning(text)
+    line["warnings"] = other_rules(ds, config) + _changes(context, ds)
     return {
         **line,
         "status": "replayed",
@@ -75,22 +80,32 @@ def replay(run: str | Path, *, results: str | Path | None = None) -> dict[str, A
 
 
 def other_rules(ds: xr.Dataset, config: RunConfig) -> list[str]:
-    """Say that a run followed other rules of arithmetic than this version; [] if not.
+    """Say, and log, that a run followed other rules of arithmetic; [] if not.
 
-    The arithmetic of older versions is not kept: such a run cannot be recomputed.
+    Only this version's arithmetic is kept: such a run cannot be recomputed.
     """
     why = difference(config, json.loads(ds.attrs.get("rules", "[]")))
     if not why:
         return []
-    return [
+    text = (
         f"`run` {ds.attrs['run_id']} was recorded under other rules of arithmetic than "
         f"this version follows ({why}), so its parameters need not come out again. "
         "Train it anew to have a run that replays."
-    ]
+    )
+    logger.warning("%s", text)
+    return [text]
 
 
-def _context(ds: xr.Dataset, results: Path) -> Context:
-    config = RunConfig.model_validate_json(ds.attrs["config"])
+def _changes(context: Context, ds: xr.Dataset) -> list[str]:
+    params = tensor(ds["params"].values, context.device)
+    own = ds["buffers"].values if "buffers" in ds else None
+    buffers = None if own is None else tensor(own, context.device)
+    shape = context.data.image_shape
+    now = answers(context.model, params, buffers, shape, context.loss_function)
+    return changes_since(ds, context.config, context.model.module, now)
+
+
+def _context(ds: xr.Dataset, config: RunConfig, results: Path) -> Context:
     data = data_of(ds)
     params, buffers = initial_values(config, data, results)
     spec = RunSpec(

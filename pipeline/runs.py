@@ -189,7 +189,10 @@ def summary(ds: xr.Dataset) -> dict[str, Any]:
 
 
 def load_model(
-    run: str | Path | xr.Dataset, results: str | Path | None = None
+    run: str | Path | xr.Dataset,
+    results: str | Path | None = None,
+    *,
+    trust: bool = False,
 ) -> nn.Module:
     """Return the trained network of a run as a torch module in evaluation mode.
 
@@ -199,14 +202,30 @@ def load_model(
     Parameters
     ----------
     run : a run's dataset, path or id.
+    trust : run the model that the run names, also if this user never trained with that
+        code.
+
+    Raises
+    ------
+    ValueError — if the run names code of its own that is not trusted.
     """
     from blocks.forward import FlatModel
+    from pipeline.code_changes import changes_since
+    from pipeline.config import RunConfig
+    from pipeline.network_check import answers
     from pipeline.pack import tensor
+    from pipeline.trust import require
 
     ds = run if isinstance(run, xr.Dataset) else open_named(run, results)
+    config = RunConfig.model_validate_json(ds.attrs["config"])
+    require(config, ds.attrs["run_id"], trust=trust)
     model = FlatModel(_bare_module(ds))
+    params = tensor(ds["params"].values)
     buffers = tensor(ds["buffers"].values) if "buffers" in ds else None
-    return model.to_module(tensor(ds["params"].values), buffers)
+    shape = json.loads(ds.attrs["image_shape"])
+    now = answers(model, params, buffers, tuple(shape))
+    changes_since(ds, config, model.module, now)
+    return model.to_module(params, buffers)
 
 
 def load_standardise(
@@ -245,12 +264,15 @@ def evaluate_run(
     run: str | Path,
     dataset: str | Path | None = None,
     results: str | Path | None = None,
+    *,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Score a run's final network again, on its own data or on another data set.
 
     Computed shard by shard as in training, in this process: on the run's own data and
     platform the test accuracy is the recorded one, exactly, and ``warnings`` says so if
-    it is not. Data that are named may have the run's classes in another order.
+    it is not. Data that are named may have the run's classes in another order. Code of
+    the run's own that this user never trained with is run only with ``trust``.
 
     Returns
     -------
@@ -265,16 +287,21 @@ def evaluate_run(
     """
     from pipeline.evaluating import score_again
 
-    return score_again(open_named(run, results), dataset)
+    return score_again(open_named(run, results), dataset, trust=trust)
 
 
 def export_run(
-    run: str | Path, path: str | Path, results: str | Path | None = None
+    run: str | Path,
+    path: str | Path,
+    results: str | Path | None = None,
+    *,
+    trust: bool = False,
 ) -> Path:
     """Write a run's network as a safetensors file that ``--init`` and other tools read.
 
     Besides the network's own tensors the file holds ``standardise.mean`` and
     ``standardise.std``; its metadata name the run, the model and the image shape.
+    ``trust`` is that of ``load_model``.
     """
     from safetensors.torch import save
 
@@ -283,7 +310,7 @@ def export_run(
 
     path = may_write(path, "network", "path")
     ds = open_named(run, results)
-    module = load_model(ds)
+    module = load_model(ds, trust=trust)
     metadata = {
         key: str(ds.attrs[key])
         for key in ("run_id", "model", "image_shape", "class_names")

@@ -179,8 +179,12 @@ VARIABLES: dict[str, Variable] = {
 _NUMBER, _COUNT, _TEXT = (float, int), (int,), (str,)
 _MAYBE = (float, int, type(None))
 _MARKERS = ("complete", "content_sha256")
-_LATER = ("rules",)  # not in the runs of older versions
-_JSON = ("config", "versions", "hardware", "layout", "rules")
+# Not in the runs of older versions.
+_LATER = ("rules", "user_code", "network", "network_outputs")
+_JSON = (
+    *("config", "versions", "hardware", "layout"),
+    *("rules", "user_code", "network_outputs"),
+)
 
 
 def _attributes(*rows: tuple[str, tuple[type, ...], str]) -> dict[str, Attribute]:
@@ -221,6 +225,9 @@ ATTRIBUTES = _attributes(
     ("versions", _TEXT, "package versions"),
     ("hardware", _TEXT, "processor, cores, memory, devices"),
     ("layout", _TEXT, "names and shapes of the parameters, in order"),
+    ("user_code", _TEXT, "hashes of the user's own code; none where all is built in"),
+    ("network", _TEXT, "the network as torch prints it"),
+    ("network_outputs", _TEXT, "its outputs and losses on a fixed batch"),
     ("rules", _TEXT, "changes of arithmetic that the run follows, by name"),
     ("complete", (bool,), "the store's marker, written last"),
     ("content_sha256", _TEXT, "hash of the store's content"),

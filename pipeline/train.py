@@ -31,7 +31,7 @@ from pipeline.checkpoints import (
 )
 from pipeline.cluster_config import moved
 from pipeline.config import RunConfig, validate_config
-from pipeline.context import RunSpec, context_of
+from pipeline.context import Context, RunSpec, context_of
 from pipeline.data_store import DataStore, open_store
 from pipeline.harness import (
     CHECKPOINT_FORMAT,
@@ -45,17 +45,20 @@ from pipeline.journal import Journal
 from pipeline.leases import Lend, RunIsLocked
 from pipeline.main_guard import check_imported
 from pipeline.memory import give_back
+from pipeline.network_check import answers, differ, read
 from pipeline.outputs import check_folder
 from pipeline.own_data import same_data
 from pipeline.pack import host
 from pipeline.places import given_path
 from pipeline.progress import Progress, Watcher
 from pipeline.record import params_sha256, to_dataset
-from pipeline.resolve import count_layers, resolve
+from pipeline.resolve import count_layers, network, resolve
 from pipeline.run_store import open_run, write_run
 from pipeline.running import check_blocks, opened, run
 from pipeline.runs import checkpoint_path, find_run, results_folder, store_path
 from pipeline.store import ensure_store
+from pipeline.trust import remember, require
+from pipeline.user_code import NO_CODE, check_unchanged, code_of, own_names
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +122,7 @@ def train(
     began = time.monotonic()
     own = None if store is None else given_path(store, "store")
     path = own or ensure_store(config.dataset)
+    remember(config)
     job = _job(config, path, results_folder(results), again)
     check_folder(job.folder, "results")
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +186,7 @@ def resume(
     progress: Watcher | None = None,
     stop: threading.Event | None = None,
     cluster: dict[str, Any] | None = None,
+    trust: bool = False,
 ) -> xr.Dataset:
     """Continue an interrupted run from its checkpoint, on any cluster.
 
@@ -189,6 +194,8 @@ def resume(
     ----------
     run : run id, or path of its checkpoint.
     cluster : settings of ``config.cluster`` to change.
+    trust : run the model and loss that the checkpoint names, also if this user never
+        trained with that code (see ``pipeline.trust``).
 
     Raises
     ------
@@ -200,20 +207,25 @@ def resume(
         saved = _saved(folder, run_id)
         if saved is None:
             return _existing(store_path(folder, run_id))
-        job = _continued(saved, folder, cluster or {})
+        job = _continued(saved, folder, cluster or {}, trust)
         return _train(job, saved, progress, stop, began)
 
 
-def _continued(saved: dict[str, Any], folder: Path, cluster: dict[str, Any]) -> _Job:
+def _continued(
+    saved: dict[str, Any], folder: Path, cluster: dict[str, Any], trust: bool
+) -> _Job:
     """The run that a checkpoint is of, on another cluster if settings are given."""
     run_id = saved["run_id"]
     data = json.loads(saved["config"])
     data["cluster"] = moved(data["cluster"], cluster)
     config = validate_config(data)
+    require(config, run_id, trust=trust)
     check_rules(saved, config, checkpoint_path(folder, run_id))
     store = same_data(
         run_id, saved["content_sha256"], [Path(saved["store"])], config.dataset
     )
+    code = code_of(config, network(config, store)) if own_names(config) else NO_CODE
+    check_unchanged(saved, code, run_id)
     spec = RunSpec(
         run_id,
         config,
@@ -222,6 +234,7 @@ def _continued(saved: dict[str, Any], folder: Path, cluster: dict[str, Any]) -> 
         saved["n_steps"],
         saved["params"],
         saved["buffers"],
+        code,
     )
     return _Job(spec, store, folder, again=False, former={})
 
@@ -252,7 +265,8 @@ def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
     n_steps = planned_rounds(config.budget, costs)
     params, buffers = initial_values(config, data, results)
     init = "" if params is None else params_sha256(params)
-    named = (data.name, data.content_sha256, init)
+    code = code_of(config, network(config, data)) if own_names(config) else NO_CODE
+    named = (data.name, data.content_sha256, init, code.digest)
     spec = RunSpec(
         config.run_id(*named),
         config,
@@ -261,6 +275,7 @@ def _job(config: RunConfig, path: Path, results: Path, again: bool) -> _Job:
         n_steps,
         params,
         buffers,
+        code,
     )
     folder = results / config.experiment
     return _Job(spec, data, folder, again, config.former_ids(*named))
@@ -324,6 +339,7 @@ def _train(
         scored = job.spec.config.algorithm.scored
         kind = FreeTraining if scored else ReplicaTraining
     training = kind(job.spec, context, job.checkpoint, progress, stop)
+    training.of_the_code = _of_the_code(job, context, saved)
     training.replaces = (saved or {}).get("replaces", standing(job.store))
     if saved is not None:
         training.journal = Journal.from_plain(saved["journal"], job.spec.run_id)
@@ -336,6 +352,36 @@ def _train(
     ds = _land(job, training, params, buffers)
     give_back()
     return ds
+
+
+def _of_the_code(
+    job: _Job, context: Context, saved: dict[str, Any] | None
+) -> dict[str, str]:
+    """What a checkpoint records of a user's own code, and of what it computes.
+
+    Raises
+    ------
+    ValueError — if it computes something else than when the checkpoint was begun.
+    """
+    if not own_names(job.spec.config):
+        return {}
+    now = answers(
+        context.model,
+        context.initial,
+        context.buffers,
+        job.data.image_shape,
+        context.loss_function,
+    )
+    then = (saved or {}).get("first_outputs")
+    how = differ(read(then), now, elsewhere=True) if then else ""
+    if how:
+        raise ValueError(
+            f"`checkpoint` must go on with the network that {job.spec.run_id} was "
+            f"begun with; got {how}, at the same parameters. Put back the files and "
+            "variables that its code reads, or train anew with --again."
+        )
+    code = job.spec.code or NO_CODE
+    return {"user_code": code.to_json(), "first_outputs": json.dumps(now)}
 
 
 def _land(
@@ -359,6 +405,8 @@ def _land(
         "clock": job.spec.config.clock,
         "total_time_s": training.journal.total_time_s,
     }
+    if job.spec.code:
+        extra["user_code"] = job.spec.code.to_json()
     own = None if buffers is None else host(buffers)
     ds = to_dataset(training.context, training.journal, host(params), own, extra)
     training.tell("saving", int(ds["step"][-1]) if ds.sizes["eval"] else 0)

@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     home = tempfile.TemporaryDirectory(prefix="ndcao-", ignore_cleanup_errors=True)
     config.stash[_home] = home
     os.environ["NDCAO_HOME"] = str(Path(home.name) / "ndcao")
+    os.environ["XDG_STATE_HOME"] = str(Path(home.name) / "state")
     os.environ["PREFECT_HOME"] = str(Path(home.name) / "prefect")
     os.environ["DO_NOT_TRACK"] = "1"
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"

@@ -1,0 +1,189 @@
+"""Whose code a record may run: this user's own, or what is trusted by name.
+
+The settings of a run store or a checkpoint may name code (``package.module:name``), and
+whoever made the record may have put a module of that name beside it. It is run only if
+asked to, or if this user has trained with the very same: callables, options, and the
+content of all files behind them. Trainings keep that in a list outside of results and
+working folders, ``trusted.json`` in ``$XDG_STATE_HOME/ndcao`` (``~/.local/state``).
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import itertools
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.loaded_code import bytecode_is_of
+from pipeline.module_files import closure
+from pipeline.user_code import own_names
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+LOCK_S = 10.0
+MOST = 2_000  # files of a folder that an option names
+
+
+def remember(config: RunConfig) -> None:
+    """Note the code of settings that this user trains with as the user's own."""
+    if not own_names(config):
+        return
+    path = _list_path()
+    key = _key(config)
+    if path is None or key in _entries(path):
+        return
+    today = datetime.date.today().isoformat()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(path.with_suffix(".lock"), timeout=LOCK_S):
+            entries = _entries(path) | {key: {"of": own_names(config), "since": today}}
+            _write(path, json.dumps({"format": 1, "entries": entries}, indent=1))
+    except (OSError, Timeout) as err:
+        logger.warning(
+            "`%s` must be writable for this user's own code to be known later; got "
+            "%s. Evaluating this run will ask for --trust.",
+            path,
+            err,
+        )
+
+
+def require(config: RunConfig, run_id: str, *, trust: bool) -> None:
+    """Refuse to run the code of a record that is neither trusted nor the user's own.
+
+    Raises
+    ------
+    ValueError — saying what would be run.
+    """
+    names = own_names(config)
+    if trust or not names:
+        return
+    path = _list_path()
+    if path is not None and _key(config) in _entries(path):
+        return
+    files = closure(_modules(config), imported=False).files
+    called = " and ".join(
+        f"`{name}` of {files.get(name.partition(':')[0], 'an installed package')}"
+        for name in names
+    )
+    options = f" with options {config.model.options!r}" if config.model.options else ""
+    raise ValueError(
+        f"`run` must be trusted to run its own code, which you have not trained with; "
+        f"{run_id} would call {called}{options}. Pass --trust (in Python: trust=True) "
+        "if you know where it comes from."
+    )
+
+
+def _modules(config: RunConfig) -> list[str]:
+    return [name.partition(":")[0] for name in own_names(config)]
+
+
+def _key(config: RunConfig) -> str:
+    """Hash of what a record would run: names, options, files, and files they name."""
+    code = closure(_modules(config), imported=False)
+    parts = {
+        "model": [config.model.name, config.model.arguments()],
+        "loss": config.loss,
+        "modules": code.hashes,
+        "installed": sorted(code.installed),
+        "named": sorted(_named_files(config.model.options)),
+        "compiled": [_compiled(file) for file in code.files.values()],
+    }
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _compiled(file: Path) -> str:
+    """Return "", or what equals nothing if other code would be run in its place."""
+    if file.suffix != ".py" or bytecode_is_of(file, file.read_bytes()):
+        return ""
+    return secrets.token_hex()
+
+
+def _named_files(options: Any) -> Iterator[list[str]]:
+    """What lies at the paths among options: a factory may run it."""
+    if isinstance(options, dict):
+        options = list(options.values())
+    if isinstance(options, (list, tuple)):
+        for option in options:
+            yield from _named_files(option)
+    elif isinstance(options, str) and options:
+        try:
+            path = Path(options).expanduser()
+            if path.exists():
+                yield [options, str(path.resolve()), _content_of(path)]
+        except (OSError, ValueError, RuntimeError):
+            return
+
+
+def _content_of(path: Path) -> str:
+    """Hash of a file, or of all files in a folder."""
+    whole = hashlib.sha256()
+    inside = [path] if path.is_file() else itertools.islice(path.rglob("*"), MOST + 1)
+    files = sorted(file for file in inside if file.is_file())
+    if len(files) > MOST:
+        return secrets.token_hex()  # too many to look at: equal to nothing
+    for file in files:
+        if "__pycache__" not in file.parts:
+            with file.open("rb") as opened:
+                content = hashlib.file_digest(opened, "sha256").hexdigest()
+            name = file.relative_to(path).as_posix()
+            whole.update(f"{name}\0{content}\0{_compiled(file)}\0".encode())
+    return whole.hexdigest()
+
+
+def _list_path() -> Path | None:
+    """Where the list is; None where there is no home."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        # A relative one would lie in whatever folder a stranger's files are in, too.
+        folder = Path(state) if os.path.isabs(state) else Path.home() / ".local/state"
+    except RuntimeError:
+        return None
+    return folder / "ndcao" / "trusted.json"
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """What the list holds; nothing if others can write to it, or it is damaged."""
+    try:
+        about = path.stat()
+        if hasattr(os, "getuid") and (
+            about.st_uid != os.getuid() or about.st_mode & 0o022
+        ):
+            logger.warning(
+                "`%s` must belong to you and be writable by you alone; it is not, and "
+                "is not believed. Mend its permissions (chmod 600).",
+                path,
+            )
+            return {}
+        found = json.loads(path.read_text(encoding="utf-8"))["entries"]
+        return dict(found)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError) as err:
+        logger.warning("`%s` must be a list of trusted code; got %r.", path, err)
+        return {}
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that only its owner reads, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
