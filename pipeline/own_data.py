@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.data_store import DataStore, open_store, read_attributes
 from pipeline.places import resolve_store
+from pipeline.replacing import former_contents
 from pipeline.store import ensure_store
 
 if TYPE_CHECKING:
@@ -61,9 +62,12 @@ def same_data(
     last = ensure_store(name) if not others else resolve_store(name)
     if last.exists() and _content(last) == content_sha256:
         return open_store(last)
+    found = (others or [last])[0]
+    newer = content_sha256 in former_contents(found)
+    why = ", which a newer version read from the same files" if newer else ""
     raise ValueError(
         f"`dataset` must be the one that {run_id} was trained on; got another content "
-        f"at {(others or [last])[0]}. Ingest the original data again; "
+        f"at {found}{why}. Ingest the original data again; "
         "`ndcao evaluate` scores on other data with --dataset."
     )
 

@@ -11,6 +11,7 @@ from pipeline.data_store import VARIABLES, read_attributes
 from pipeline.outputs import refuse_store
 from pipeline.places import data_folder, given_path, resolve_store
 from pipeline.sources import NAMES
+from pipeline.sources.raw import READERS
 
 OWN = {"image-folder", "npz"}  # data of the user's own
 PACKED = (".tar.gz", ".tgz", ".tar", ".zip", ".npz")
@@ -113,6 +114,50 @@ def refuse_other_source(path: Path, name: str, source: str, origin: str | None) 
             f"{f' at {origin}' if origin else ''}. Choose another --store, or add "
             "--replace."
         )
+
+
+def older_reader(path: Path) -> str | None:
+    """Return a sentence if an older reader made the store at ``path``; else None."""
+    attrs = read_attributes(path)
+    kind = str(attrs.get("source")).split(":")[0]
+    if _reader(attrs) >= READERS.get(kind, 1):
+        return None
+    return (
+        f"`dataset` {path} was made by an older version, which took photographs as the "
+        "camera held them, dropped transparency and cut 16-bit colours. Ingest its "
+        "images again, with --replace."
+    )
+
+
+def former_contents(path: Path) -> list[str]:
+    """Return the content hashes of what older readers made of this store's source."""
+    try:
+        former = read_attributes(path).get("former")
+    except (FileNotFoundError, ValueError):
+        return []
+    return [str(content) for content in former] if isinstance(former, list) else []
+
+
+def former_with(path: Path, source: str, reader: int) -> list[str]:
+    """Return ``former_contents`` for what replaces the store at ``path``.
+
+    Parameters
+    ----------
+    source, reader : where the new data come from, and which reader reads them.
+    """
+    try:
+        old = read_attributes(path)
+    except (FileNotFoundError, ValueError):
+        return []
+    if old.get("source") != source:
+        return []
+    is_older = _reader(old) < reader and bool(old.get("complete"))
+    return former_contents(path) + [str(old.get("content_sha256"))] * is_older
+
+
+def _reader(attrs: Mapping[str, Any]) -> int:
+    version = attrs.get("reader")
+    return version if isinstance(version, int) else 1
 
 
 def _described(attrs: Mapping[str, Any]) -> str:

@@ -37,6 +37,7 @@ from pipeline.data_store import (
 )
 from pipeline.places import data_folder, given_path, resolve_store
 from pipeline.replacing import (
+    former_with,
     refuse_foreign,
     refuse_other_source,
     store_name,
@@ -138,12 +139,14 @@ def ingest(
         origin = None if place is None else str(place)
         if not replace:
             refuse_other_source(path, called, raw.source, origin)
+        former = former_with(path, raw.source, raw.reader)
         with partial_directory(path) as partial:
             write_store(
                 partial,
                 raw,
                 name=called,
                 origin=origin,
+                former=former,
                 limits=(limit_train, limit_test),
                 val_fraction=val_fraction,
                 progress=progress,
@@ -205,9 +208,9 @@ def _same(old: Path, new: Path, *, exactly: bool) -> bool:
     with them the content hash, depended on the machine: such a store keeps its hash.
     """
     a, b = read_attributes(old), read_attributes(new)
-    exact = [(found["content_sha256"], found.get("origin")) for found in (a, b)]
-    if exactly and exact[0] != exact[1]:
-        return False
+    if exactly:
+        keys = ("content_sha256", "origin", "reader")
+        return all(a.get(key) == b.get(key) for key in keys)
     alike = all(
         a.get(key) == b.get(key)
         for key in (*COVERED, "name", "verified", "source")

@@ -32,6 +32,7 @@ def write_store(
     *,
     name: str,
     origin: str | None,
+    former: list[str],
     limits: tuple[int | None, int | None],
     val_fraction: float,
     progress: Progress | None,
@@ -44,6 +45,7 @@ def write_store(
     raw : RawDataset — its splits are read once.
     name : str — recorded as the data set's name.
     origin : str or None — the place of the raw files, where no checksum covers them.
+    former : list of str — content hashes that older readers gave the same source.
     limits : (int or None, int or None) — how many samples of train and of test to keep.
     val_fraction : float — in [0, 1).
     progress : callable or None — see ``pipeline.store.ingest``.
@@ -111,6 +113,7 @@ def write_store(
         "origin": origin,
         "verified": raw.verified,
         "reader": raw.reader,
+        "former": former,
         "notes": raw.notes.sentences(),
         "variables": variables,
     }

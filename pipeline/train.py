@@ -52,6 +52,7 @@ from pipeline.pack import host
 from pipeline.places import given_path
 from pipeline.progress import Progress, Watcher
 from pipeline.record import params_sha256, to_dataset
+from pipeline.replacing import older_reader
 from pipeline.resolve import count_layers, network, resolve
 from pipeline.run_store import open_run, write_run
 from pipeline.running import check_blocks, opened, run
@@ -131,6 +132,9 @@ def train(
         if job.store.exists() and not again:
             return _existing(job.store)
         warnings = [] if again or saved else _of_older_versions(job)
+        if old_data := older_reader(path):
+            logger.warning(old_data)
+            warnings.append(old_data)
         if saved is not None:
             check_settings(saved, job.spec.config, job.checkpoint)
             check_rules(saved, job.spec.config, job.checkpoint)

@@ -14,9 +14,7 @@ from pipeline.sources.members import Members, open_members
 from pipeline.sources.notes import Notes
 from pipeline.sources.ordering import held_out, interleaved
 from pipeline.sources.pictures import Picture, decode
-from pipeline.sources.raw import Batch, RawDataset, RawSplit
-
-READER = 2  # goes up when the same files would give other pixels, labels or an order
+from pipeline.sources.raw import READERS, Batch, RawDataset, RawSplit
 
 
 @contextmanager
@@ -83,7 +81,7 @@ def _dataset(layout: Layout, members: Members, notes: Notes) -> RawDataset:
         class_names=layout.classes,
         source=f"image-folder: {members.where.name}{held}",
         verified=False,
-        reader=READER,
+        reader=READERS["image-folder"],
         notes=notes,
     )
 

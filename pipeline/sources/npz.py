@@ -31,8 +31,6 @@ CHANNELS = {1, 3, 4}
 SPLITS = ("train", "val", "test")
 LAYOUTS = {"NCHW": True, "NHWC": False}  # whether channels come first
 
-READER = 2  # goes up when the same file would give other pixels, labels or an order
-
 
 @contextmanager
 def open_npz(source: Path) -> Iterator[RawDataset]:
@@ -105,7 +103,6 @@ def _dataset(arrays: Arrays, source: Path) -> RawDataset:
         class_names=classes,
         source=f"npz: {source.name}{held}",
         verified=False,
-        reader=READER,
     )
 
 

@@ -170,6 +170,7 @@ def test_ingest__fewer_samples_than_announced_are_refused(tmp_path, monkeypatch)
             raw,
             name="a",
             origin=None,
+            former=[],
             limits=(None, None),
             val_fraction=0.1,
             progress=None,
