@@ -118,6 +118,7 @@ Run = Annotated[
 
 def resume(
     run: Run,
+    config: o.ClusterFile = None,
     workers: o.Workers = None,
     address: o.Address = None,
     scheduler_file: o.SchedulerFile = None,
@@ -129,20 +130,26 @@ def resume(
     """Go on with an interrupted run from its last checkpoint.
 
     A synchronous run ends exactly as if it had never been interrupted, on whatever
-    cluster it goes on.
+    cluster it goes on. The options of a queue or of Kubernetes, and certificates, are
+    not kept with a run: give the file that has them.
 
     [bold]Examples[/bold]
     $ ndcao runs                               (lists what is interrupted)
     $ ndcao resume nd-cao-sync-mnist-s0-1a2b3c
     $ ndcao resume nd-cao-sync-mnist-s0-1a2b3c --workers 4
+    $ ndcao resume nd-cao-sync-mnist-s0-1a2b3c --config run.yaml
     """
     from pipeline.runs import summary
     from pipeline.train import resume as resume_run
 
     folder = default_results() if results is None else results
-    cluster = o.nested_flags(
+    flags = o.nested_flags(
         workers=workers, address=address, scheduler_file=scheduler_file
-    ).get("cluster")
+    )
+    cluster = flags.get("cluster")
+    if config is not None:
+        found = o.build_config(config, None, flags)
+        cluster = found.cluster.model_dump(exclude_unset=True)
     with (
         progress_display(run, quiet=quiet) as progress,
         stop_on_signals(note) as stop,

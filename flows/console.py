@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,23 +33,37 @@ def _width() -> int | None:
 out = Console(width=_width())
 err = Console(stderr=True)
 
+# C0 and C1 but the line end, marks of direction, separators, halves of pairs.
+_OBEYED = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e"
+    "\u2066-\u2069\ud800-\udfff\ufeff]"
+)
 PLAIN_EVERY_S = 5.0  # seconds between plain progress lines
 LIVE_EVERY_S = 0.1  # seconds between redraws of the live display
 
 
+def harmless(text: str) -> str:
+    """Return ``text`` with what a terminal obeys, and cannot show, as escapes.
+
+    Names and reasons come from stores and servers: control characters could hide or
+    forge lines, and marks of direction could reorder them. Line ends are kept.
+    """
+    return _OBEYED.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
 def print_error(message: str) -> None:
     """Print one red line on stderr."""
-    err.print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+    err.print(Text(harmless(f"error: {message}"), style="bold red"), soft_wrap=True)
 
 
 def note(message: str) -> None:
     """Print one dim line on stderr."""
-    err.print(Text(message, style="dim"), soft_wrap=True)
+    err.print(Text(harmless(message), style="dim"), soft_wrap=True)
 
 
 def say(message: str) -> None:
     """Print one line on stdout."""
-    out.print(Text(message), soft_wrap=True)
+    out.print(Text(harmless(message)), soft_wrap=True)
 
 
 def print_json(line: dict[str, Any]) -> None:
@@ -73,7 +88,10 @@ def to_json(value: Any) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """Return ``value`` for a table cell: floats to four figures, nothing as a dash."""
+    """Return ``value`` for a table cell: floats to four figures, nothing as a dash.
+
+    Text is :func:`harmless` and on one line.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if hasattr(value, "item") and not hasattr(value, "__len__"):
@@ -82,7 +100,7 @@ def format_value(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value)
+    return harmless(str(value)).replace("\n", "\\n")
 
 
 def make_table(
@@ -91,7 +109,10 @@ def make_table(
     """Build a rich table; numbers are aligned right and, as names, never wrapped."""
     cells = [list(row) for row in rows]
     table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=None if title is None else Text(format_value(title), style="italic"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for index, column in enumerate(columns):
         values = [row[index] for row in cells]
@@ -100,7 +121,7 @@ def make_table(
         lengths += [len(word) for word in str(column).split()]
         longest = max(lengths, default=0)
         table.add_column(
-            Text(str(column)),
+            Text(format_value(column)),
             justify="right" if numeric else "left",
             overflow="fold",
             no_wrap=index == 0,
@@ -116,7 +137,7 @@ def make_fields(fields: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in fields.items():
         shown = Text(format_value(value), overflow="fold")
-        table.add_row(Text(name, style="dim"), shown)
+        table.add_row(Text(harmless(name), style="dim"), shown)
     return table
 
 
@@ -190,6 +211,7 @@ def _plain_lines(title: str) -> ProgressCallback:
 def _live(title: str) -> Iterator[ProgressCallback]:
     from rich.live import Live
 
+    title = harmless(title)
     start = Text(f"{title}  starting the cluster …", style="dim")
     last = {"at": -math.inf}
     with Live(start, console=err, refresh_per_second=8, transient=True) as live:
@@ -212,13 +234,13 @@ def _panel(title: str, progress: Progress) -> Any:
     head = Table.grid(padding=(0, 2))
     head.add_row(
         Text(title, style="bold"),
-        Text(progress.phase, style="cyan"),
+        Text(harmless(progress.phase), style="cyan"),
         ProgressBar(total=total, completed=progress.round, width=32, pulse=not total),
         Text(f"{progress.round}/{total or '?'}  {progress.elapsed_s:.0f} s"),
     )
     figures = _figures(progress)
     if progress.dashboard:
-        figures["dashboard"] = progress.dashboard
+        figures["dashboard"] = harmless(progress.dashboard)
     body = Table.grid(padding=(0, 2))
     body.add_row(
         *(Text.assemble((f"{k} ", "dim"), (v, "bold")) for k, v in figures.items())

@@ -175,6 +175,15 @@ ConfigFile = Annotated[
         "--config", "-c", panel=METHOD, help="YAML file of settings; flags go over it."
     ),
 ]
+ClusterFile = Annotated[
+    Path | None,
+    _option(
+        "--config",
+        "-c",
+        panel=WHERE,
+        help="YAML file of settings: its cluster: section counts, flags go over it.",
+    ),
+]
 Workers = Annotated[
     int | None,
     _option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from flows.console import format_value, make_table, out
+from flows.console import format_value, harmless, make_table, out
 
 if TYPE_CHECKING:
     from flows.doctor import Check
@@ -67,7 +67,9 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Tabl
         title or None,
     )
     if same:
-        text = ", ".join(f"{name} {format_value(rows[0][name])}" for name in same)
+        text = ", ".join(
+            f"{format_value(name)} {format_value(rows[0][name])}" for name in same
+        )
         table.caption = Text(f"in all: {text}")
         table.caption_justify = "left"
     return table
@@ -103,9 +105,9 @@ def check_table(checks: list[Check]) -> Table:
     for column in ("check", "verdict", "found"):
         table.add_column(column, overflow="fold")
     for check in checks:
-        found = Text(check.found)
+        found = Text(harmless(check.found))
         if check.advice:
-            found.append(f"\n{check.advice}", style=_COLOURS[check.verdict])
+            found.append(f"\n{harmless(check.advice)}", style=_COLOURS[check.verdict])
         verdict = Text(check.verdict, style=_COLOURS[check.verdict])
         table.add_row(check.name, verdict, found)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ Kind = Literal[
 ]
 System = Literal["slurm", "pbs", "sge", "lsf", "htcondor", "moab", "oar"]
 OF_A_KIND = ("adapt", "address", "scheduler_file", "system", "options", "tls")
+NOT_RECORDED = "(not recorded)"
 SCALING = ("local", "jobqueue", "kubernetes")  # kinds that can start more workers
 
 
@@ -110,3 +112,46 @@ def moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     same = new.get("kind", old.get("kind", "local")) == old.get("kind", "local")
     kept = {k: v for k, v in old.items() if same or k not in OF_A_KIND}
     return {**kept, **new}
+
+
+def recorded(cluster: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as runs keep them: which options there were, and none of their values.
+
+    Values may be passwords, tokens, variables of pods or paths of keys, and a record is
+    made to be shown.
+    """
+    kept = dict(cluster)
+    for name in ("options", "tls"):
+        if isinstance(kept.get(name), Mapping):
+            kept[name] = dict.fromkeys(kept[name], NOT_RECORDED)
+    return kept
+
+
+def check_complete(cluster: ClusterConfig) -> None:
+    """Refuse settings of a record that lack what a record does not keep.
+
+    Raises
+    ------
+    ValueError — naming what must be given again.
+    """
+    tls = {} if cluster.tls is None else cluster.tls.model_dump()
+    for name, values in (("options", cluster.options), ("tls", tls)):
+        missing = [key for key, value in values.items() if value == NOT_RECORDED]
+        if missing:
+            raise ValueError(
+                f"`cluster.{name}` must be given again to go on, as a run keeps "
+                f"nothing that may be secret; got no {', '.join(missing)}. Pass "
+                "--config FILE with the `cluster:` section, or go on elsewhere with "
+                "--address."
+            )
+
+
+def without_secrets(record: str) -> str:
+    """Return the JSON of a run's settings, of an older version too, without secrets."""
+    try:
+        data = json.loads(record)
+    except ValueError:
+        return record  # whoever reads it says what is wrong
+    if not isinstance(data, dict) or not isinstance(data.get("cluster"), dict):
+        return record
+    return json.dumps({**data, "cluster": recorded(data["cluster"])})

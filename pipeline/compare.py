@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from pipeline.cluster_config import without_secrets
 from pipeline.run_arrays import (
     COMBINED,
     RAGGED,
@@ -176,7 +177,7 @@ def summary_table(ds: xr.Dataset) -> pd.DataFrame:
 
 def _combine(runs: Sequence[RunArrays], skipped: list[str]) -> xr.Dataset:
     configs = varying_fields(
-        [json.loads(run.attrs.get("config", "{}")) for run in runs]
+        [json.loads(without_secrets(run.attrs.get("config", "{}"))) for run in runs]
     )
     coords = {name: _coordinate(name, runs) for name in COORDINATES}
     stores = np.array([str(run.stored.path) for run in runs])
@@ -235,6 +236,8 @@ def _number(value: object) -> float:
 
 def _coordinate(name: str, runs: Sequence[RunArrays]) -> Any:
     values = [run.attrs.get(name) for run in runs]
+    if name == "config":
+        values = [without_secrets(str(value or "{}")) for value in values]
     attrs = {"long_name": name.replace("_", " ")}
     attrs["description"] = ATTRIBUTES[name].meaning
     if name == "seed":

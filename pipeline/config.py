@@ -20,7 +20,7 @@ from pydantic import (
 from blocks import ALGORITHMS
 from blocks.precision import Precision
 from pipeline.cluster_config import ClusterConfig as ClusterConfig
-from pipeline.cluster_config import moved
+from pipeline.cluster_config import moved, recorded
 from pipeline.config_rules import check_consistent
 from pipeline.marked_yaml import Marked, Place, read_marked, read_value
 from pipeline.rules import difference, former, rules_of
@@ -155,6 +155,11 @@ class RunConfig(Section):
     def in_pieces(self) -> bool:
         """Whether workers run bounded pieces by themselves, with no client between."""
         return self.barrier or self.pipelined
+
+    def record(self) -> str:
+        """JSON of all settings as a run keeps them, without what may be secret."""
+        cluster = ClusterConfig(**recorded(self.cluster.model_dump()))
+        return self.model_copy(update={"cluster": cluster}).model_dump_json()
 
     def mathematics(self) -> dict[str, Any]:
         """What the result depends on; the run id's hash covers exactly this."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +37,16 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2
 _MARKERS = "os^Dv*PX"
 
 
+@contextlib.contextmanager
+def literal_text() -> Iterator[None]:
+    """Take a `$` in what is drawn for a `$`, not for the start of a formula."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):
+        yield
+
+
+@literal_text()
 def curves_figure(ds: xr.Dataset, axes: Sequence[str] = DEFAULT_AXES) -> Figure:
     """Draw test accuracy (above) and training loss (below) over each budget axis.
 
@@ -203,9 +214,7 @@ def render(figure: Figure, kind: str, dots_per_inch: int = 110) -> bytes:
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
-    # A `$` in a user's name is text, and equal data give equal bytes.
-    settings: Any = {"svg.hashsalt": "ndcao", "text.parse_math": False}
-    with rc_context(settings):
+    with literal_text(), rc_context({"svg.hashsalt": "ndcao"}):  # equal data, bytes
         # Says whose picture it is: `pipeline.outputs` replaces no other.
         svg: dict[str, Any] = {"Date": None, "Creator": "ndcao"}
         metadata = svg if kind == "svg" else {"Source": "ndcao"}

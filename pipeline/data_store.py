@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 
 from pipeline.arrays import ContentHash, hash_array, read_rows
+from pipeline.places import wrong_name
 from pipeline.sealed import (
     UNREADABLE,
     Damaged,
@@ -228,6 +229,8 @@ def open_store(
         raise damaged(path, name, str(err)) from err
     except (LookupError, TypeError, ValueError, AttributeError) as err:
         raise damaged(path, name, f"metadata that do not fit: {err}") from err
+    if why := wrong_name(store.name):
+        raise damaged(path, path.stem, f"a name with {why}")
     if covered != store.content_sha256:
         raise damaged(path, name, f"metadata with hash {covered[:16]}…")
     if wrong := wrong_file(path, store.files):

@@ -150,7 +150,7 @@ def _plain(ds: xr.Dataset) -> xr.Dataset:
 def _write_csv(ds: xr.Dataset, path: Path) -> tuple[Path, ...]:
     import pandas as pd
 
-    table = evaluation_table(ds)
+    table = _inert(evaluation_table(ds))
     about = _column_attributes(ds, table)
     columns = pd.DataFrame(
         [{"column": name, **about[name]} for name in table.columns],
@@ -163,6 +163,19 @@ def _write_csv(ds: xr.Dataset, path: Path) -> tuple[Path, ...]:
             columns.to_csv(index=False, lineterminator="\n"),
         ),
     )
+
+
+def _inert(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table no text of which a spreadsheet takes for a formula.
+
+    Such text gets an apostrophe in front, as OWASP advises for CSV; numbers do not.
+    """
+    return table.map(lambda cell: _as_text(cell) if isinstance(cell, str) else cell)
+
+
+def _as_text(cell: str) -> str:
+    cell = cell.replace("\r", "\n")  # which is quoted, and a bare one is not
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\n")) else cell
 
 
 def _about(path: Path) -> Path:

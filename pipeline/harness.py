@@ -169,7 +169,7 @@ class Training:
             {
                 "format": CHECKPOINT_FORMAT,
                 "kind": kind,
-                "config": self.config.model_dump_json(),
+                "config": self.config.record(),
                 "run_id": self.spec.run_id,
                 "rules": rules_of(self.config),
                 "replaces": self.replaces,

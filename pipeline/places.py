@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
+
+MAX_NAME_BYTES = 120  # file systems allow 255, and a run's name has more parts
+_NO_NAMES = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves, line separators
 
 
 def given_path(path: str | Path, setting: str) -> Path:
@@ -25,6 +29,21 @@ def given_path(path: str | Path, setting: str) -> Path:
             f"`{setting}` must begin with ~ or the ~name of a user of this machine; "
             f"got {path}. Write the path without it."
         ) from err
+
+
+def wrong_name(name: str) -> str:
+    """Return what keeps a name from being part of a file's name; "" if nothing does.
+
+    Names of data sets are part of the names of runs, and stores come from anywhere.
+    """
+    if not name.strip():
+        return "nothing"
+    if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        return f"more than {MAX_NAME_BYTES} bytes"
+    for character in name:
+        if character in "/\\" or unicodedata.category(character) in _NO_NAMES:
+            return f"a {character!r} in it"
+    return ""
 
 
 def resolve_store(name_or_path: str | Path, home: Path | None = None) -> Path:

@@ -151,7 +151,7 @@ def _attributes(
         "model": config.model.name,
         "partition": config.blocks or "all",
         "seed": config.seed,
-        "config": config.model_dump_json(),
+        "config": config.record(),
         "rules": json.dumps(rules_of(config)),
         "n_steps": context.spec.n_steps,
         "test_accuracy": _number(last.get("test_accuracy")),

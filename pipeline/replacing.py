@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.data_store import VARIABLES, read_attributes
 from pipeline.outputs import refuse_store
-from pipeline.places import data_folder, given_path, resolve_store
+from pipeline.places import data_folder, given_path, resolve_store, wrong_name
 from pipeline.sources import NAMES
 from pipeline.sources.raw import READERS
 
@@ -42,6 +42,11 @@ def store_path(name: str, source: Path | None, store: str | Path | None) -> Path
             "`store` must have a name of its own, other than "
             f"{', '.join(NAMES)}; got {stem or 'none'} for {source or name}. Choose "
             "one with --store: --store data/NAME.zarr."
+        )
+    if wrong := wrong_name(stem):
+        raise ValueError(
+            f"`store` must have a name that can be part of files' names; got {wrong}, "
+            f"in {stem!r}. Choose one with --store: --store data/NAME.zarr."
         )
     refuse_store(path, "store")
     return path

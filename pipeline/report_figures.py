@@ -12,7 +12,7 @@ import xarray as xr
 
 from pipeline.asynchrony import Activity, Window
 from pipeline.compare import loaded
-from pipeline.curves import curves_figure, render
+from pipeline.curves import curves_figure, literal_text, render
 from pipeline.outputs import check_folder, may_write
 from pipeline.report_asynchrony import RunActivity, activity_of_runs
 from pipeline.series import AXES, PALETTE, group_runs
@@ -59,6 +59,7 @@ def write_figures(ds: xr.Dataset, folder: str | Path) -> list[Path]:
     return [write_whole(path, render(*drawn)) for path, drawn in files.items()]
 
 
+@literal_text()
 def activity_figure(one: RunActivity) -> Figure:
     """Draw staleness, updates of each block, a timeline and shares of one run.
 

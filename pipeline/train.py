@@ -29,7 +29,7 @@ from pipeline.checkpoints import (
     is_over,
     standing,
 )
-from pipeline.cluster_config import moved
+from pipeline.cluster_config import check_complete, moved
 from pipeline.config import RunConfig, validate_config
 from pipeline.context import Context, RunSpec, context_of
 from pipeline.data_store import DataStore, open_store
@@ -197,13 +197,15 @@ def resume(
     Parameters
     ----------
     run : run id, or path of its checkpoint.
-    cluster : settings of ``config.cluster`` to change.
+    cluster : settings of ``config.cluster`` to change. A run keeps no values of
+        ``options`` and ``tls``, which may be secrets: give them again.
     trust : run the model and loss that the checkpoint names, also if this user never
         trained with that code (see ``pipeline.trust``).
 
     Raises
     ------
     FileNotFoundError — if there is no such run.
+    ValueError — if settings of the cluster are missing, among others.
     """
     began = time.monotonic()
     folder, run_id = find_run(run, results_folder(results), checkpoint=True)
@@ -224,6 +226,7 @@ def _continued(
     data["cluster"] = moved(data["cluster"], cluster)
     config = validate_config(data)
     require(config, run_id, trust=trust)
+    check_complete(config.cluster)
     check_rules(saved, config, checkpoint_path(folder, run_id))
     store = same_data(
         run_id, saved["content_sha256"], [Path(saved["store"])], config.dataset

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flows import console
+from flows.tables import RUN_COLUMNS, comparison_table, run_table
 from pipeline.progress import Progress
 
 
@@ -131,3 +132,23 @@ def test_make_table__numbers_are_right_aligned():
     table = console.make_table(["name", "n"], [("a", 1), ("b", 22)])
     assert [column.justify for column in table.columns] == ["left", "right"]
     assert table.row_count == 2
+
+
+ESCAPES = "\x1b[2Jx\x9b31m\u202eevil\r\x07\udcff[bold]"
+
+
+def test_terminal__nothing_of_a_store_is_obeyed(capsys):
+    console.print_error(ESCAPES)
+    console.note(ESCAPES)
+    console.say(ESCAPES)
+    console.out.print(console.make_table([ESCAPES], [[ESCAPES + "\n"]], ESCAPES))
+    console.out.print(console.make_fields({ESCAPES: ESCAPES}))
+    row = dict.fromkeys(("run_id", "status", "experiment", "stop_reason"), ESCAPES)
+    numbers = dict.fromkeys(RUN_COLUMNS, 1.0)
+    console.out.print(run_table([numbers | row, numbers | row | {"experiment": "b"}]))
+    console.out.print(comparison_table([{"algorithm": ESCAPES, "dataset": ESCAPES}]))
+    console.print_json({"run_id": ESCAPES})
+    printed = capsys.readouterr()
+    shown = printed.out + printed.err
+    assert not set(shown) & set("\x1b\x9b\u202e\r\x07\udcff")
+    assert "\\x1b[2Jx\\x9b31m\\u202eevil\\r\\x07\\udcff[bold]" in shown

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import pack
 from pipeline.runs import list_runs, open_run
+from pipeline.sealed import SEAL, _attributes_hash
 from pipeline.train import resume, train
 
 ASYNC = {"mode": "async", "delays": {1: 0.02}, "checkpoint_every_s": 0.0}
@@ -128,3 +129,29 @@ def test_train__a_checkpoint_with_other_settings_than_its_name_is_refused(
     pack.save(path, saved | {"config": json.dumps(settings)})
     with pytest.raises(ValueError, match=r"settings of its run; got another `loss`"):
         train(config, results=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../out", "a/b", "..\\out", "a\nb", "a\x1b[2J", "", " ", "é" * 100]
+)
+def test_train__a_data_stores_name_leads_nowhere(name, tiny, digits, tmp_path) -> None:
+    store = tmp_path / "data" / "mine.zarr"
+    shutil.copytree(digits, store)
+    meta = json.loads((store / "zarr.json").read_text())
+    attrs = {**meta["attributes"], "name": name}
+    del attrs[SEAL]
+    attrs[SEAL] = _attributes_hash(attrs)  # as who makes such a store can
+    meta["attributes"] = attrs
+    (store / "zarr.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=r"must be complete and unchanged.* name with"):
+        train(tiny(dataset=str(store)), results=tmp_path / "results")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_resume__a_checkpoints_run_id_leads_nowhere(tiny, tmp_path) -> None:
+    path = Path(stopped(tiny(), tmp_path / "results").attrs["store"])
+    pack.save(path, pack.load(path) | {"run_id": "../../out"})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"must be of the run that its file is named"):
+        resume(path, results=tmp_path / "results")
+    assert sorted(tmp_path.rglob("*")) == before

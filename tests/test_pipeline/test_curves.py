@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pipeline.compare import combine_runs
-from pipeline.curves import curves_figure, curves_png, curves_svg, write_curves
+from pipeline.curves import curves_figure, curves_png, curves_svg, render, write_curves
+from pipeline.report_asynchrony import activity_of_runs
+from pipeline.report_figures import activity_figure
 from pipeline.series import AXES, METRICS, Curve, group_runs, mean_curve, run_curve
 
 UPDATE, _, WALL_TIME, LOSS_VALUES, _ = AXES
@@ -136,3 +141,17 @@ def test_curves__treat_a_dollar_in_a_name_as_text(tmp_path, synthetic_run, write
     run = synthetic_run(attrs={"algorithm": "cheap $ and $x_$"})
     assert "cheap $" in group_runs(combine_runs([write_run(run, tmp_path)]))[0].label
     assert curves_png(combine_runs([tmp_path / f"{run.attrs['run_id']}.zarr"]))
+
+
+@pytest.mark.parametrize("name", ["$x_{$", "a$b$c_{", "$\\frac{$", "\\$", "a\x1b[2Jb"])
+def test_pictures__no_name_breaks_one(name, tmp_path, synthetic_run, write_run):
+    runs = [
+        synthetic_run("nd-cao", mode, 0, attrs={"algorithm": name, "partition": name})
+        for mode in ("sync", "async")
+    ]
+    ds = combine_runs([write_run(run, tmp_path) for run in runs])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a control character
+        curves_png(ds)
+        for one in activity_of_runs(ds, group_runs(ds)):
+            render(activity_figure(replace(one, label=name, run_id=name)), "png")

@@ -125,3 +125,22 @@ def test_export__works_where_nothing_varies(combined, tmp_path):
 def test_export__refuses_an_unknown_format(name):
     with pytest.raises(ValueError, match=r"end with \.nc, \.zarr, \.csv, \.parquet"):
         check_export(name)
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_csv__no_text_is_a_formula_to_a_spreadsheet(
+    start, tmp_path, synthetic_run, write_run
+):
+    text = f"{start}HYPERLINK(A1)"
+    attrs = {"dataset": text, "stop_reason": text}
+    run = write_run(synthetic_run(attrs=attrs), tmp_path)
+    combined = combine_runs([run])
+    path, _ = write_export(combined, tmp_path / "runs.csv")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["dataset"] == "'" + text.replace("\r", "\n")
+    assert rows[0]["stop_reason"] == rows[0]["dataset"]
+    assert float(rows[0]["step"]) == combined["step"].values[0, 0]
+    assert evaluation_table(combined)["dataset"][0] == text
+    frame = pd.read_csv(path)
+    assert [frame[name].dtype.kind for name in ("step", "train_loss")] == ["i", "f"]

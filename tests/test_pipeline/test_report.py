@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from scipy.stats import sem, t
 
-from pipeline.compare import combine_runs
+from pipeline.compare import combine_runs, summary_table
+from pipeline.exports import write_export
 from pipeline.report import report_html, write_report
 from pipeline.whole_file import write_whole
 
@@ -157,6 +158,24 @@ def test_report__escapes_all_text_of_users(tmp_path, synthetic_run, write_run):
     assert "<img" not in page
     assert page.count("</script>") == 2
     assert page_data(page)["groups"][0]["label"].startswith("</script>")
+
+
+def test_report__shows_no_secret_that_an_older_version_recorded(
+    tmp_path, synthetic_run, write_run
+):
+    cluster = {"kind": "jobqueue", "workers": 2, "options": {"password": "hunter2"}}
+    cluster["tls"] = {"ca_file": "ca", "cert": "c", "key": "hunter2.pem"}
+    other = {**cluster, "options": {"password": "hunter3"}}
+    runs = [
+        synthetic_run(seed=seed, config={"cluster": one})
+        for seed, one in enumerate((cluster, other))
+    ]
+    combined = combine_runs([write_run(run, tmp_path) for run in runs])
+    page = report_html(combined)
+    assert "hunter" not in page + str(summary_table(combined).to_dict())
+    assert "jobqueue" in page
+    (file, _) = write_export(combined, tmp_path / "runs.csv")
+    assert "hunter" not in file.read_text()
 
 
 def test_report__says_what_limits_the_comparison(tmp_path, synthetic_run, write_run):

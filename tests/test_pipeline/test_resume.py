@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,3 +220,41 @@ def test_resume__after_the_last_step_only_ends_what_was_left(
     assert ds.attrs["params_sha256"] == whole.attrs["params_sha256"]
     for variable in [n for n in ds.variables if not n.endswith("_s")]:
         np.testing.assert_array_equal(ds[variable], whole[variable], str(variable))
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {"options": {"env": {"TOKEN": "hunter2"}, "cores": 4}},
+        {"tls": {"ca_file": "hunter2/ca", "cert": "hunter2/c", "key": "hunter2/k"}},
+    ],
+)
+def test_records__keep_which_options_there_were_and_no_values(
+    secret, tiny, tmp_path
+) -> None:
+    config = tiny(cluster={"kind": "in-process", **secret}, checkpoint_every_s=0.0)
+    stopped = interrupted(config, tmp_path)
+    checkpoint = pack.load(Path(stopped.attrs["store"]))
+    assert "hunter2" not in checkpoint["config"] + stopped.attrs["config"]
+    (section,) = secret
+    with pytest.raises(ValueError, match=f"`cluster.{section}` must be given again"):
+        resume(stopped.attrs["run_id"], results=tmp_path)
+    assert json.loads(checkpoint["config"])["cluster"][section].keys() == {
+        *secret[section]
+    }
+    ds = resume(stopped.attrs["run_id"], results=tmp_path, cluster=secret)
+    assert ds.attrs["status"] == "complete"
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or b"hunter2" not in file.read_bytes()
+
+
+def test_records__a_run_goes_on_by_training_again_or_elsewhere(tiny, tmp_path) -> None:
+    config = tiny(
+        cluster={"kind": "in-process", "options": {"password": "hunter2"}},
+        checkpoint_every_s=0.0,
+    )
+    run_id = interrupted(config, tmp_path).attrs["run_id"]
+    assert train(config, results=tmp_path).attrs["status"] == "complete"
+    again = interrupted(config, tmp_path / "other")
+    ds = resume(run_id, results=tmp_path / "other", cluster={"options": {}})
+    assert ds.attrs["run_id"] == again.attrs["run_id"] == run_id

@@ -161,3 +161,10 @@ def test_ingest__the_shared_image_zip_is_balanced_in_every_split(
     assert opened.class_names[:2] == ("airplane", "automobile")
     assert not opened.verified
     shutil.rmtree(info.path)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "back\\slash", "x" * 150])
+def test_ingest__a_name_that_no_file_should_have_is_refused(name, tmp_path) -> None:
+    with pytest.raises(ValueError, match="a name that can be part of files' names"):
+        ingest("digits", store=tmp_path / f"{name}.zarr")
+    assert list(tmp_path.iterdir()) == []
