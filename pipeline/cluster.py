@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask
@@ -19,6 +19,7 @@ from pipeline.cluster_config import ClusterConfig
 from pipeline.cluster_kinds import OURS, started
 from pipeline.cluster_kinds import visible_gpus as visible_gpus
 from pipeline.mailbox import MailboxPlugin
+from pipeline.processors import Processor, processor
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Cluster:
     config: ClusterConfig
     bounds: Bounds | None = None  # of an adaptive cluster
     admission: Admission | None = None  # of one whose processes are not copies of ours
+    # by address, of the workers that have computed
+    processors: dict[str, Processor] = field(default_factory=dict)
 
     @property
     def dashboard(self) -> str | None:
@@ -119,6 +122,20 @@ class Cluster:
         """
         if self.admission is not None:
             self.admission.bring(names)
+
+    def look_at(self, addresses: Iterable[str]) -> None:
+        """Learn what workers that have computed do so with; each is asked once."""
+        new = [a for a in addresses if a not in self.processors]
+        if new and self.client.status == "running":
+            self.processors.update(self.client.sync(self._processors, new))
+
+    async def _processors(self, addresses: list[str]) -> dict[str, Processor]:
+        asked: Any = self.client.run(processor, workers=addresses, on_error="ignore")
+        try:
+            return dict(await asyncio.wait_for(asked, ANSWER_S))
+        except OSError as err:  # it died, or hangs: the run goes on without it
+            logger.warning("a worker did not say what it computes with: %r", err)
+            return {}
 
     def forget(self, variable: str, function: Any = None) -> None:
         """Delete a run's Variable, and call ``function(variable)`` on every worker.

@@ -143,6 +143,7 @@ class OnDask:
             outcome = self._attempt(piece)
             if not outcome.aborted:
                 self.n_workers = len(addresses)
+                self.cluster.look_at(piece.addresses)
                 return outcome
             self.n_reruns += len(piece.shares)
             logger.warning(

@@ -213,6 +213,7 @@ class FuturesExecutor:
         return [*done, *(Lost(task) for task in gone)]
 
     def _answer(self, task: Any, value: Any) -> Done:
+        self.cluster.look_at(self._roster.names())
         if isinstance(task, ScoreTask):
             record, start, end, _ = value
             if self._activity and task.version > self._newest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -13,14 +14,18 @@ from torch import Tensor
 
 from pipeline import memory, pack
 from pipeline.batches import Split
+from pipeline.cluster import Cluster
 from pipeline.config import Budget, RunConfig
 from pipeline.context import Context, RunSpec
 from pipeline.engines import Engine
 from pipeline.journal import Journal
 from pipeline.pack import host
+from pipeline.processors import kinds, processor, several
 from pipeline.progress import Progress, Watcher
 from pipeline.record import mean_staleness
 from pipeline.rules import rules_of
+
+logger = logging.getLogger(__name__)
 
 PIECE_S = 4.0  # how long a synchronous piece should take
 MAX_ROUNDS_AHEAD = 500
@@ -118,6 +123,7 @@ class Training:
         self.of_the_code: dict[str, str] = {}  # what a user's network was at the start
         self.replaces = ""  # content hash of the run that this one takes the place of
         self.n_workers = 1
+        self.cluster: Cluster | None = None  # that computes beside this process
         self._saved = self._given_back = time.monotonic()
         self._rate: tuple[float, int] = (time.monotonic(), -1)
 
@@ -162,8 +168,22 @@ class Training:
         limit = self.config.budget.bytes
         return limit is not None and self.journal.counters.bytes_moved >= limit
 
+    def note_processors(self) -> None:
+        """Add to the journal what this process and the workers compute with.
+
+        Says so when that is no longer of one kind.
+        """
+        others = self.cluster.processors.values() if self.cluster else ()
+        found = [*self.journal.processors, processor(), *others]
+        now = kinds(found, self.config.device)
+        if now != self.journal.processors:
+            self.journal.processors = now
+            for text in several(self.spec.run_id, now):
+                logger.warning(text)
+
     def save(self, kind: str, done: int, states: Any) -> None:
         """Write the checkpoint; the record up to it is part of it."""
+        self.note_processors()
         pack.save(
             self.checkpoint_path,
             {

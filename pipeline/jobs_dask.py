@@ -23,6 +23,7 @@ class DaskJobs:
     def __init__(self, spec: RunSpec, cluster: Cluster, n_nodes: int) -> None:
         config = spec.config
         self.spec = spec
+        self.cluster = cluster
         self.client = cluster.client
         self.n_workers = config.cluster.workers
         placed = place_nodes(n_nodes, self.n_workers, config.own_worker)
@@ -60,6 +61,7 @@ class DaskJobs:
 
     def _named(self, done: JobDone) -> JobDone:
         names = self._roster.names()
+        self.cluster.look_at(names)
         return replace(done, worker=names.get(done.worker, done.worker))
 
 

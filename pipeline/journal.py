@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from blocks.algorithm import LossRecord
 from blocks.oracle import Counters
 from pipeline.batches import Split
+from pipeline.processors import Processor
 from pipeline.rounds import Outcome
 
 Update = tuple[int, int, int, float, float, int]  # node, step, seen, start, end, worker
@@ -28,6 +30,7 @@ class Journal:
     evals: list[dict[str, float]] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
     worker_names: list[str] = field(default_factory=list)
+    processors: list[Processor] = field(default_factory=list)  # kinds that computed
     wall_time_s: float = 0.0
     eval_time_s: float = 0.0
     total_time_s: float = 0.0  # of earlier processes, before a resume
@@ -116,6 +119,7 @@ class Journal:
             "evals": np.array([list(r.values()) for r in self.evals], dtype=np.float64),
             "counters": tuple(getattr(self.counters, n) for n in Counters.__slots__),
             "worker_names": tuple(self.worker_names),
+            "processors": json.dumps(self.processors),
             "numbers": (
                 self.wall_time_s,
                 self.eval_time_s,
@@ -165,6 +169,7 @@ class Journal:
             ],
             counters=Counters(*plain["counters"]),
             worker_names=list(plain["worker_names"]),
+            processors=json.loads(plain.get("processors", "[]")),
             wall_time_s=wall,
             eval_time_s=evaluation,
             total_time_s=total,

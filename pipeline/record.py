@@ -21,6 +21,7 @@ from pipeline.context import Context
 from pipeline.journal import Journal
 from pipeline.network_check import answers
 from pipeline.pack import tensor
+from pipeline.processors import kinds, processor, processor_name
 from pipeline.rules import rules_of
 from pipeline.schema import VARIABLES, check_schema, variable
 
@@ -168,7 +169,7 @@ def _attributes(
         "git_commit": commit,
         "git_dirty": dirty,
         "versions": json.dumps(package_versions()),
-        "hardware": json.dumps(hardware()),
+        "hardware": json.dumps(hardware() | {"processors": journal.processors}),
         "layout": json.dumps(layout),
     }
 
@@ -213,7 +214,7 @@ def hardware() -> dict[str, Any]:
     """Processor, cores, memory in bytes, and devices."""
     return {
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -224,19 +225,17 @@ def hardware() -> dict[str, Any]:
 
 
 def same_platform(ds: xr.Dataset) -> bool:
-    """Whether this process has the processor, devices and packages of a run."""
+    """Whether this process has the processor, devices and packages of a run.
+
+    None has those of a run that was computed on several kinds.
+    """
     here = {"versions": package_versions(), "hardware": hardware()}
     keys = ("processor", "cpu_capability", "gpus")
     stored = json.loads(ds.attrs["hardware"])
+    used = stored.get("processors")  # not in the runs of older versions
+    device = json.loads(ds.attrs["config"]).get("device", "cpu")
+    if used and used != kinds([processor()], device):
+        return False
     return json.loads(ds.attrs["versions"]) == here["versions"] and all(
         stored[key] == here["hardware"][key] for key in keys
     )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()

@@ -20,6 +20,7 @@ from pipeline.initial import initial_values
 from pipeline.network_check import answers
 from pipeline.own_data import data_of
 from pipeline.pack import host, tensor
+from pipeline.processors import several
 from pipeline.record import params_sha256, same_platform
 from pipeline.replay_replicas import recompute_jobs, recompute_rounds
 from pipeline.rules import difference
@@ -66,7 +67,10 @@ def replay(
     here = same_platform(ds)
     apart = float(np.abs(host(params) - ds["params"].values).max())
     near = not here and apart <= ELSEWHERE
-    line["warnings"] = other_rules(ds, config) + _changes(context, ds)
+    mixed = several(run_id, json.loads(ds.attrs["hardware"]).get("processors", []))
+    for text in mixed:
+        logger.warning("%s", text)
+    line["warnings"] = other_rules(ds, config) + _changes(context, ds) + mixed
     return {
         **line,
         "status": "replayed",

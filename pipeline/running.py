@@ -71,6 +71,7 @@ def run(
 ) -> tuple[Tensor, Tensor | None]:
     """Train, from the start or from a checkpoint; final parameters and buffers."""
     training.dashboard = cluster.dashboard if cluster else None
+    training.cluster = cluster
     if isinstance(training, BarrierTraining):
         return _run_barrier(training, spec, cluster, saved)
     assert isinstance(training, FreeTraining)

@@ -50,6 +50,7 @@ from pipeline.outputs import check_folder
 from pipeline.own_data import same_data
 from pipeline.pack import host
 from pipeline.places import given_path
+from pipeline.processors import several
 from pipeline.progress import Progress, Watcher
 from pipeline.record import params_sha256, to_dataset
 from pipeline.replacing import older_reader
@@ -140,7 +141,7 @@ def train(
             check_rules(saved, job.spec.config, job.checkpoint)
             logger.info("continuing %s from its checkpoint", job.spec.run_id)
         ds = _train(job, saved, progress, stop, began, lend)
-        ds.attrs["warnings"] = warnings
+        ds.attrs["warnings"] = warnings + ds.attrs["warnings"]
         return ds
 
 
@@ -350,6 +351,7 @@ def _train(
     training.replaces = (saved or {}).get("replaces", standing(job.store))
     if saved is not None:
         training.journal = Journal.from_plain(saved["journal"], job.spec.run_id)
+        training.note_processors()
     before = training.journal.total_time_s
     training.watch(Progress("starting", n_rounds=job.spec.n_steps))
     own = contextlib.nullcontext(job.spec.config.cluster)
@@ -394,6 +396,7 @@ def _of_the_code(
 def _land(
     job: _Job, training: Training, params: Tensor, buffers: Tensor | None
 ) -> xr.Dataset:
+    training.note_processors()
     reason = training.journal.stop_reason
     status = {"interrupted": "interrupted"}.get(reason, "complete")
     if reason.startswith("diverged"):
@@ -417,10 +420,10 @@ def _land(
     own = None if buffers is None else host(buffers)
     ds = to_dataset(training.context, training.journal, host(params), own, extra)
     training.tell("saving", int(ds["step"][-1]) if ds.sizes["eval"] else 0)
-    if status == "interrupted":
-        ds.attrs["store"] = str(job.checkpoint)
-        return ds
-    write_run(ds, job.store)
-    job.checkpoint.unlink(missing_ok=True)
-    ds.attrs["store"] = str(job.store)
+    where = job.checkpoint
+    if status != "interrupted":
+        where = write_run(ds, job.store)
+        job.checkpoint.unlink(missing_ok=True)
+    told = several(job.spec.run_id, training.journal.processors)
+    ds.attrs |= {"store": str(where), "warnings": told}
     return ds
