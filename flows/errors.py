@@ -7,6 +7,7 @@ import errno
 EXIT_FAILED = 1  # the run failed, diverged, or did not match
 EXIT_USAGE = 2  # bad input: nothing was started
 EXIT_INTERRUPTED = 130  # Ctrl-C
+LONGEST = 2000  # characters of a message
 
 _BAD_INPUT = (
     ValueError,
@@ -31,7 +32,18 @@ def may_pass(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Return the message of ``error`` on one line, with advice where it brings none."""
+    """Return the message of ``error`` on one line, with advice where it brings none.
+
+    What does not print (a file's name may hold a terminal's commands) is escaped, and
+    the middle of a very long message is left out.
+    """
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in _described(error))
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST * 3 // 4]} … {text[-LONGEST // 4 :]}"
+    return text
+
+
+def _described(error: BaseException) -> str:
     if hasattr(error, "errors") and hasattr(error, "error_count"):
         return _validation_message(error)
     text = " ".join(str(error).split())

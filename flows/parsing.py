@@ -8,6 +8,7 @@ import re
 BUDGET_KEYS = ("steps", "loss_values", "samples", "gradient_evals", "bytes", "seconds")
 TARGET_KEYS = ("val_accuracy", "val_loss", "train_loss")
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+MOST_DIGITS = 18
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*$", re.IGNORECASE)
 
 
@@ -22,7 +23,7 @@ def parse_duration(text: str) -> float:
     unit = match.group(2).lower() or "s" if match else ""
     if match is None or unit not in _UNITS_S:
         raise ValueError(
-            "a duration must be a number and a unit (us, ms, s, min or h); "
+            "`duration` must be a number and a unit (us, ms, s, min or h); "
             f"got {text!r}. Write for example 50ms or 1.5s."
         )
     return float(match.group(1)) * _UNITS_S[unit]
@@ -74,6 +75,11 @@ def _count(key: str, text: str) -> int:
     return int(number)
 
 
+def _is_whole(text: str) -> bool:
+    """Whether a text is a whole number of at most eighteen digits."""
+    return text.strip().isdecimal() and len(text.strip()) <= MOST_DIGITS
+
+
 def parse_delays(texts: list[str]) -> dict[int, float]:
     """Extra seconds at every update of a block, from ``2=50ms`` (several: repeat it).
 
@@ -84,7 +90,7 @@ def parse_delays(texts: list[str]) -> dict[int, float]:
     delays: dict[int, float] = {}
     for text in texts:
         block, equals, duration = text.partition("=")
-        if not equals or not block.strip().isdecimal():
+        if not equals or not _is_whole(block):
             raise ValueError(
                 "`--delay` must be BLOCK=DURATION with a block index from 0; "
                 f"got {text!r}. Write for example --delay 2=50ms."
@@ -110,7 +116,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
         return ()
     sizes = []
     for part in text.split(","):
-        if not part.strip().isdecimal() or int(part) == 0:
+        if not _is_whole(part) or int(part) == 0:
             raise ValueError(
                 "`--hidden` must be positive whole numbers separated by commas; "
                 f"got {text!r}. Write for example --hidden 64,32."

@@ -38,10 +38,16 @@ def write(state: dict[str, Any], processes: list[tuple[str, int]]) -> None:
 def read() -> dict[str, Any] | None:
     """What was written last; None if nothing, or if it cannot be read."""
     try:
-        found: dict[str, Any] = json.loads(state_file().read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        found = json.loads(state_file().read_text(encoding="utf-8"))
+        known = [found["up"], *found["processes"]]
+        whole = all(
+            isinstance(one["pid"], int)
+            and isinstance(one["started"], int | float | None)
+            for one in known
+        )
+    except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return found
+    return found if whole else None
 
 
 def running() -> dict[str, Any] | None:

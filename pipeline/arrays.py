@@ -133,10 +133,16 @@ def chunk_sizes(store: Path) -> dict[str, int]:
 
 def wrong_chunks(store: Path, sizes: Mapping[str, int], prefix: str = "") -> list[str]:
     """Return which listed chunk files (of one array) are missing or of another size."""
-    wrong = []
-    for name, size in sizes.items():
-        if name.startswith(prefix):
-            path = store / name
-            if not path.is_file() or path.stat().st_size != size:
-                wrong.append(name)
-    return wrong
+    return [
+        name
+        for name, size in sizes.items()
+        if name.startswith(prefix) and _size(store / name) != size
+    ]
+
+
+def _size(path: Path) -> int | None:
+    """Return the bytes of a file; None where there is none, or cannot be one."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None

@@ -60,7 +60,7 @@ def _from_file(path: Path, layout: Layout) -> Values:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as err:
         raise ValueError(
-            f"`init` must be a safetensors file; got {path}: {err}"
+            f"`init` must be a safetensors file; got {path}: {err}. Export it again."
         ) from err
     return (
         _flat(tensors, layout.segments, path, np.zeros(layout.n_params, np.float32)),

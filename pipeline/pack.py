@@ -11,6 +11,7 @@ import sys
 import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ ROW_BYTES = 64
 DAMAGE = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, RuntimeError),
     *(AttributeError, ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error),
+    *(SyntaxError, TokenError),
 )
 _LARGEST_TREE = 64 * 2**20  # bytes of JSON
 

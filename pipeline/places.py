@@ -6,6 +6,7 @@ import os
 import unicodedata
 from pathlib import Path
 
+LONGEST_NAME = 255  # bytes, on every file system in use
 MAX_NAME_BYTES = 120  # file systems allow 255, and a run's name has more parts
 _NO_NAMES = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves, line separators
 
@@ -15,13 +16,14 @@ def given_path(path: str | Path, setting: str) -> Path:
 
     Raises
     ------
-    ValueError — if it is empty, as of a shell's unset variable, or names a home that
-    nobody has.
+    ValueError — if it is empty, as of a shell's unset variable, cannot be a name, or
+    names a home that nobody has.
     """
     if not str(path).strip():
         raise ValueError(
             f"`{setting}` must not be empty; got {str(path)!r}. Is a variable unset?"
         )
+    _check_names(Path(path), setting)
     try:
         return Path(path).expanduser()
     except RuntimeError as err:
@@ -29,6 +31,19 @@ def given_path(path: str | Path, setting: str) -> Path:
             f"`{setting}` must begin with ~ or the ~name of a user of this machine; "
             f"got {path}. Write the path without it."
         ) from err
+
+
+def _check_names(path: Path, setting: str) -> None:
+    """Raise unless a file system can hold such names at all."""
+    try:
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=1)
+    except UnicodeEncodeError:
+        longest = 0
+    if not 0 < longest <= LONGEST_NAME or "\0" in str(path):
+        raise ValueError(
+            f"`{setting}` must have names of 1 to {LONGEST_NAME} bytes that a file "
+            f"system can hold; got {str(path)[:LONGEST_NAME]!r}. Name it otherwise."
+        )
 
 
 def wrong_name(name: str) -> str:

@@ -32,8 +32,8 @@ UTF8_FLAG, UNICODE_PATH = 0x800, 0x7075  # of the zip format: a flag, an extra f
 
 # What zipfile raises over a member that is not what it should be.
 UNREADABLE = (
-    *(EOFError, NotImplementedError, RuntimeError, zlib.error),
-    zipfile.BadZipFile,
+    *(EOFError, NotImplementedError, RuntimeError, zlib.error, zipfile.BadZipFile),
+    *(UnicodeDecodeError, OSError),  # names that are no UTF-8, places before the start
 )
 
 
@@ -83,7 +83,7 @@ def open_members(source: Path, notes: Notes) -> Iterator[Members]:
         return
     try:
         archive = zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, NotImplementedError) as err:
+    except UNREADABLE as err:
         raise ValueError(
             f"`source` must be a folder or a whole zip or tar; got {source} ({err}). "
             "Pack the class folders again."

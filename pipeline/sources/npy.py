@@ -8,12 +8,16 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
 
 # What zipfile raises over a damaged, encrypted or unknown member.
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
+    *(UnicodeDecodeError, OSError),  # names that are no UTF-8, places before the start
+)
 
 
 class NpyArray:
@@ -77,7 +81,7 @@ class NpyArray:
             if np.lib.format.read_magic(file) == (1, 0):
                 return np.lib.format.read_array_header_1_0(file)
             return np.lib.format.read_array_header_2_0(file)
-        except ValueError as err:
+        except (ValueError, SyntaxError, TokenError, MemoryError) as err:
             raise damaged(self.where, str(err)) from err
 
     @contextmanager

@@ -12,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults import report, stores, writers
+from tests.faults import parsers, report, stores, writers
 
-PARTS = {"writers": writers.cases, "stores": stores.cases}
+PARTS = {"writers": writers.cases, "parsers": parsers.cases, "stores": stores.cases}
 
 
 def main() -> int:

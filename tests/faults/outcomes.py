@@ -20,8 +20,7 @@ Outcome = Literal["same", "named", "silent", "raw", "hang"]
 
 
 LIMIT_S = 60.0
-_SENTENCE = re.compile(r"`[^`]+`.* must .*[.)]$")
-_LONGEST = 1500
+_SENTENCE = re.compile(r"(`[^`]+`|:\d+: ).*[.)…?]$")  # or file and line
 
 
 class Hang(BaseException):
@@ -66,12 +65,7 @@ def judged(read: Callable[[], Any], right: str | None) -> tuple[Outcome, str]:
 def is_named(error: BaseException) -> bool:
     """Whether an error is one sentence of ours for input that the user can correct."""
     said = describe(error)
-    return (
-        exit_code(error) == EXIT_USAGE
-        and _SENTENCE.search(said) is not None
-        and len(said) <= _LONGEST
-        and said.isprintable()
-    )
+    return exit_code(error) == EXIT_USAGE and _SENTENCE.search(said) is not None
 
 
 def digest(answer: Any) -> str:

@@ -52,6 +52,13 @@ def make(folder: Path) -> dict[str, Target]:
     return targets
 
 
+def run_and_checkpoint(data: Path, results: Path) -> None:
+    """Write a run, and the checkpoint of another one, into one folder of results."""
+    train(config_of(data, 0, BLOCKS), results=results)
+    stopped = _interrupted(config_of(data, 1, BLOCKS), results)
+    assert stopped.is_file()
+
+
 def data_store(folder: Path, name: str, seed: int) -> Path:
     """Write ``name``.npz with small random images, and ingest it."""
     rng = np.random.default_rng(seed)

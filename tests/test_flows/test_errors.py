@@ -32,6 +32,13 @@ def test_describe__message_on_one_line():
     assert describe(ValueError("`a` must be\n  b;\n got c.")) == "`a` must be b; got c."
 
 
+def test_describe__escapes_what_does_not_print_and_cuts_what_is_endless():
+    said = describe(ValueError(f"`run` must be one; got \x1b]0;\x07{'9' * 5000}."))
+    assert said.startswith("`run` must be one; got \\x1b]0;\\x07999")
+    assert said.endswith("999.")
+    assert len(said) < 2100
+
+
 def test_describe__full_disk_says_so():
     error = OSError(errno.ENOSPC, "No space left on device", "x.zarr")
     assert describe(error).startswith("the disk is full while writing x.zarr.")

@@ -42,7 +42,7 @@ def test_flags__of_replicas_become_settings():
     config = build_config(None, [], flags | {"algorithm": "local-sgd"})
     assert (config.nodes, config.machines, config.latency_s) == (3, 2, 0.02)
     assert config.skew == 0.0
-    with pytest.raises(ValueError, match="a duration must be"):
+    with pytest.raises(ValueError, match="`duration` must be"):
         build_config(None, [], nested_flags(algorithm="local-sgd", latency="-1s"))
 
 

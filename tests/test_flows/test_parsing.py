@@ -57,7 +57,9 @@ def test_delays__block_to_seconds():
     assert parse_delays(["2=50ms", "0=1.5s"]) == {2: 0.05, 0: 1.5}
 
 
-@pytest.mark.parametrize("texts", [["50ms"], ["-1=5s"], ["a=5s"], ["1=1s", "1=2s"]])
+@pytest.mark.parametrize(
+    "texts", [["50ms"], ["-1=5s"], ["a=5s"], ["1=1s", "1=2s"], ["9" * 5000 + "=1s"]]
+)
 def test_delays__bad_ones_are_refused(texts):
     with pytest.raises(ValueError, match="--delay"):
         parse_delays(texts)
@@ -70,7 +72,7 @@ def test_sizes__hidden_layers(text, sizes):
     assert parse_sizes(text) == sizes
 
 
-@pytest.mark.parametrize("text", ["a", "32,", "-3", "32,0", "3.5"])
+@pytest.mark.parametrize("text", ["a", "32,", "-3", "32,0", "3.5", "9" * 5000])
 def test_sizes__bad_ones_are_refused(text):
     with pytest.raises(ValueError, match="--hidden"):
         parse_sizes(text)

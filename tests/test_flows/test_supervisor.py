@@ -144,6 +144,17 @@ def test_end_tree__ends_what_is_started_while_children_end(tmp_path, monkeypatch
     until(lambda: not psutil.pid_exists(second))
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"up": 1}', '{"up": {"pid": "1"}, "processes": []}']
+)
+def test_up_state__a_file_that_is_none_counts_as_none(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("NDCAO_HOME", str(tmp_path))
+    up_state.folder().mkdir()
+    up_state.state_file().write_text(text)
+    assert up_state.running() is None
+    assert up_state.leftovers() == []
+
+
 def test_up_state__finds_what_a_killed_up_left_behind(watched, tmp_path, monkeypatch):
     monkeypatch.setenv("NDCAO_HOME", str(tmp_path))
     watched.start(program(tmp_path, SLEEP))

@@ -137,3 +137,10 @@ def test_given_path__knows_homes(monkeypatch, tmp_path) -> None:
     assert given_path("~/r", "results") == tmp_path / "r"
     with pytest.raises(ValueError, match="`results` must begin with ~ or"):
         given_path("~nobody-of-this-name/r", "results")
+
+
+@pytest.mark.parametrize("name", ["9" * 300, "a\0b", "\ud800"])
+def test_given_path__refuses_what_no_file_system_holds(name) -> None:
+    with pytest.raises(ValueError, match="`run` must have names of 1 to 255 bytes"):
+        given_path(f"results/{name}", "run")
+    assert str(given_path(".", "run")) == "."

@@ -197,3 +197,12 @@ def test_load__sizes_that_are_only_claimed_take_no_memory(tmp_path) -> None:
     path.symlink_to("/dev/zero")
     with pytest.raises(ValueError, match="no file"):
         load(path)
+
+
+@pytest.mark.parametrize("header", [b"{'descr': (((((", b"{'shape': 9, \x00", b""])
+def test_load__a_broken_array_header_is_a_clear_error(tmp_path, header) -> None:
+    npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("tree.npy", npy)
+    with pytest.raises(ValueError, match="`checkpoint` must be a complete"):
+        load(tmp_path / "a.npz")

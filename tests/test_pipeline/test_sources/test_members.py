@@ -244,3 +244,13 @@ def test_notes__count_by_kind_with_the_first_example():
         notes.add("odd files", name)
     notes.add("even files", "c", 4)
     assert notes.sentences() == ["2 odd files, such as a.", "4 even files, such as c."]
+
+
+def test_image_folder__a_zip_whose_places_lie_before_its_start_is_refused(
+    read, tmp_path, pets, as_zip
+):
+    source = as_zip(tmp_path / "a.zip", pets)
+    content = source.read_bytes()
+    source.write_bytes(content[:4] + content[60:])
+    with pytest.raises(ValueError, match=r"`source` must hold whole files"):
+        read("image-folder", source)

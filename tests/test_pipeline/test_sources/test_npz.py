@@ -269,3 +269,13 @@ def test_npz__a_header_that_lies_is_refused(read, tmp_path, arrays):
             archive.writestr("x_train.npy", lying(shape))
         with pytest.raises(ValueError, match="`source` must"):
             read("npz", path)
+
+
+def test_npz__an_archive_whose_places_lie_before_its_start_is_refused(
+    read, tmp_path, arrays
+):
+    source = save(tmp_path / "a.npz", arrays)
+    content = source.read_bytes()
+    source.write_bytes(content[:4] + content[60:])
+    with pytest.raises(ValueError, match=r"`source` must be a whole \.npz"):
+        read("npz", source)
