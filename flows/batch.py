@@ -45,15 +45,13 @@ class Batch:
 
     def kept(self, run: PlannedRun) -> dict[str, Any] | None:
         """Summary line of a run that is stored; None if it is not."""
-        from pipeline.runs import open_run, summary
+        from pipeline.runs import open_kept, summary
         from pipeline.train import stored
 
         store = stored(run.config, results=self.results)
         if store is None:
             return None
-        ds = open_run(store)
-        ds.attrs["store"] = str(store)
-        line: dict[str, Any] = summary(ds)
+        line: dict[str, Any] = summary(open_kept(store))
         return line
 
     def note(self, run: PlannedRun, answer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def initial_values(config: RunConfig, data: DataStore, results: Path) -> Values:
         raise ValueError(
             f"`init` must have the model's {layout.n_params} parameters; run "
             f"{config.init} has {params.size}. Choose a run of the same model."
+        )
+    theirs = [shape for _, shape in json.loads(ds.attrs["layout"])]
+    ours = [list(segment.shape) for segment in layout.segments]
+    if theirs != ours:
+        raise ValueError(
+            f"`init` must have parameters of the model's shapes {ours}; run "
+            f"{config.init} has {theirs}. Choose a run of the same model."
         )
     return params, ds["buffers"].values if "buffers" in ds else None
 

@@ -41,7 +41,7 @@ def as_loaded(name: str, module: types.ModuleType | None, file: Path) -> bytes:
     known = _SEEN.get(name)
     if known is not None and known[0] is not mark:
         known = None
-    if known is not None and not file.exists():
+    if known is not None and not file.exists() and file.parent.is_dir():
         return known[1]
     source = _read(file)
     if known is not None:
@@ -55,6 +55,10 @@ def as_loaded(name: str, module: types.ModuleType | None, file: Path) -> bytes:
 
 
 def _read(file: Path) -> bytes:
+    """Read a source, or the whole archive that it lies in."""
+    archive = next((path for path in file.parents if path.is_file()), None)
+    if archive is not None:
+        return archive.read_bytes()
     content = file.read_bytes()
     return content.replace(b"\r\n", b"\n") if file.suffix == ".py" else content
 

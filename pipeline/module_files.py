@@ -92,10 +92,10 @@ def closure(
             if name in names and place.module is not None:  # such as a notebook's own
                 found.hashes[name] = shapes_sha256(place.module)
             continue
-        distribution = _distribution(name, place.file)
-        if distribution:
+        distributions = _distributions_of(name, place.file)
+        if distributions:
             # Not of what is only held: debuggers and test tools put things there.
-            found.installed |= {distribution} if written else set()
+            found.installed |= distributions if written else set()
         elif not _is_pythons(place.file):
             add(name, place)
     return found
@@ -218,14 +218,17 @@ def _inside(file: Path, folders: tuple[Path, ...]) -> bool:
     return any(folder in file.resolve().parents for folder in folders)
 
 
-def _distribution(name: str, file: Path) -> str:
-    """The installed distribution that a module is of; "" if it is of none."""
+def _distributions_of(name: str, file: Path) -> set[str]:
+    """The installed distributions that share a module's top name; none: not installed.
+
+    A namespace has several, and which of them a module is of is not asked.
+    """
     top = name.partition(".")[0]
     if not _in_site(file):
-        return ""
+        return set()
     if top in RECORDED:  # finding out takes a while
-        return top
-    return next(iter(_distributions().get(top, ())), "")
+        return {top}
+    return set(_distributions().get(top, ()))
 
 
 @functools.cache

@@ -180,6 +180,23 @@ def open_named(run: str | Path, results: str | Path | None) -> xr.Dataset:
     return ds
 
 
+def open_kept(store: Path) -> xr.Dataset:
+    """Open the run that lies where a training would keep it.
+
+    Raises
+    ------
+    ValueError — if it is another run, or damaged.
+    """
+    ds = open_run(store)
+    if ds.attrs["run_id"] != store.name.removesuffix(STORE):
+        raise ValueError(
+            f"`run` must lie under its own id to be found again; got "
+            f"{ds.attrs['run_id']} at {store}. Move it away, or train with --again."
+        )
+    ds.attrs["store"] = str(store)
+    return ds
+
+
 def summary(ds: xr.Dataset) -> dict[str, Any]:
     """Return the line that ``ndcao train --json`` prints."""
     names = ("run_id", "store", "status", "stop_reason", "test_accuracy", "train_loss")
@@ -209,6 +226,7 @@ def load_model(
     ------
     ValueError — if the run names code of its own that is not trusted.
     """
+    from blocks.dotted import is_dotted
     from blocks.forward import FlatModel
     from pipeline.code_changes import changes_since
     from pipeline.config import RunConfig
@@ -219,7 +237,8 @@ def load_model(
     ds = run if isinstance(run, xr.Dataset) else open_named(run, results)
     config = RunConfig.model_validate_json(ds.attrs["config"])
     require(config, ds.attrs["run_id"], trust=trust)
-    model = FlatModel(_bare_module(ds))
+    own = config.model.name if is_dotted(config.model.name) else ""
+    model = FlatModel(_bare_module(ds), user=own)
     params = tensor(ds["params"].values)
     buffers = tensor(ds["buffers"].values) if "buffers" in ds else None
     shape = json.loads(ds.attrs["image_shape"])

@@ -57,7 +57,13 @@ from pipeline.replacing import older_reader
 from pipeline.resolve import count_layers, network, resolve
 from pipeline.run_store import open_run, write_run
 from pipeline.running import check_blocks, opened, run
-from pipeline.runs import checkpoint_path, find_run, results_folder, store_path
+from pipeline.runs import (
+    checkpoint_path,
+    find_run,
+    open_kept,
+    results_folder,
+    store_path,
+)
 from pipeline.store import ensure_store
 from pipeline.trust import remember, require
 from pipeline.user_code import NO_CODE, check_unchanged, code_of, own_names
@@ -163,8 +169,8 @@ def _saved(folder: Path, run_id: str) -> dict[str, Any] | None:
 
 
 def _existing(store: Path) -> xr.Dataset:
-    ds = open_run(store)
-    ds.attrs |= {"status": "exists", "store": str(store)}
+    ds = open_kept(store)
+    ds.attrs["status"] = "exists"
     return ds
 
 

@@ -39,9 +39,11 @@ def remember(config: RunConfig) -> None:
     """Note the code of settings that this user trains with as the user's own."""
     if not own_names(config):
         return
-    path = _list_path()
+    path, code = _list_path(), closure(_modules(config), imported=False)
+    if path is None or not (code.hashes or code.installed):
+        return  # nothing that could be told from another's
     key = _key(config)
-    if path is None or key in _entries(path):
+    if key in _entries(path):
         return
     today = datetime.date.today().isoformat()
     try:

@@ -155,3 +155,15 @@ def test_resume__a_checkpoints_run_id_leads_nowhere(tiny, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"must be of the run that its file is named"):
         resume(path, results=tmp_path / "results")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_train__another_runs_store_under_this_runs_name_is_refused(
+    tiny, tmp_path
+) -> None:
+    mine = Path(train(tiny(), results=tmp_path).attrs["store"])
+    other = Path(train(tiny(seed=1), results=tmp_path).attrs["store"])
+    shutil.rmtree(mine)
+    shutil.copytree(other, mine)
+    with pytest.raises(ValueError, match=r"`run` must lie under its own id.*-s1-"):
+        train(tiny(), results=tmp_path)
+    assert train(tiny(), results=tmp_path, again=True).attrs["status"] == "complete"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import os
 import sys
 import threading
+import zipfile
+from dataclasses import replace
 
 import pytest
 
 from pipeline import pack
 from pipeline.config import load_config
-from pipeline.context import drop_contexts
+from pipeline.context import Context, drop_contexts
 from pipeline.replay import replay
 from pipeline.run_store import open_run, write_run
 from pipeline.runs import evaluate_run, load_model, summary
@@ -382,3 +386,44 @@ def test_every_run_records_its_networks_text_and_outputs(sync_run) -> None:
     found = json.loads(attrs["network_outputs"])
     assert [len(row) for row in found["outputs"]] == [10] * 4
     assert len(found["losses"]) == 4
+
+
+def test_a_process_with_other_code_than_it_was_told__refuses_to_compute(
+    folder, own, context_for
+) -> None:
+    context = context_for(own())
+    told = digest(own())
+    Context(replace(context.spec, code=told), context.data._store)
+    other = UserCode(told.modules | {"own_layers": "0" * 64}, {"some-package": "1"})
+    with pytest.raises(ValueError, match="same code in every process") as caught:
+        Context(replace(context.spec, code=other), context.data._store)
+    assert "in this process `own_layers` has changed, some-package is not imp" in str(
+        caught.value
+    )
+
+
+def test_code_of__reads_modules_in_an_archive(folder, tmp_path, monkeypatch) -> None:
+    archive = tmp_path / "own_zipped.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("own_zipped.py", "X = 1\n")
+    monkeypatch.syspath_prepend(archive)
+    folder.write(own_loss=f"import own_zipped\n{LOSS}")
+    found = digest().modules["own_zipped"]
+    assert found == hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+def test_an_older_compiled_file_that_python_takes_for_the_source__is_noticed(
+    folder, own, tmp_path, monkeypatch
+) -> None:
+    """Time in whole seconds, and size, are all that Python compares."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = folder.path / "own_loss.py"
+    importlib.import_module("own_loss")
+    about = file.stat()
+    file.write_text(LOSS.replace("SCALE * -", "SCALE * 3 * -").replace("= 1.0", "=1"))
+    assert file.stat().st_size == about.st_size + 1
+    file.write_text(file.read_text()[:-1])
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    folder.anew()
+    with pytest.raises(ValueError, match=r"`own_loss` must be .* what its file says"):
+        train(own(), results=tmp_path)

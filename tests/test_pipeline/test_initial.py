@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from pipeline.run_store import write_run
 from pipeline.runs import export_run, load_model
 from pipeline.train import train
 
@@ -68,3 +71,16 @@ def test_init__a_file_that_is_none_is_a_clear_error(content, tiny, tmp_path) -> 
         train(tiny(init=str(file)), results=tmp_path)
     with pytest.raises(FileNotFoundError, match="`init` must be an existing file"):
         train(tiny(init=str(tmp_path / "no.safetensors")), results=tmp_path)
+
+
+def test_init__of_a_run_with_other_shapes_is_refused_though_the_size_is_the_same(
+    tiny, tmp_path
+) -> None:
+    """64·h + h + 10·h + 10 parameters can be had in other ways, too."""
+    run = train(tiny(budget={"steps": 1}), results=tmp_path)
+    layout = json.loads(run.attrs["layout"])
+    layout[0][1] = layout[0][1][::-1]
+    run.attrs["layout"] = json.dumps(layout)
+    store = write_run(run, tmp_path / "default" / "other.zarr")
+    with pytest.raises(ValueError, match="`init` must have parameters of the model's"):
+        train(tiny(init=str(store)), results=tmp_path)
