@@ -119,6 +119,7 @@ def _unpack(source: Path, stack: ExitStack) -> dict[str, _Member]:
                             )
                         file = stack.enter_context(_temporary())
                         found[name] = _spool(unpacked, file, f"{source}: {info.name}")
+            stream.drain()  # gzip's checksum comes last
         except tarfile.TarError as err:
             raise ValueError(
                 f"`source` must be a whole tar archive; got {source} ({err}). "

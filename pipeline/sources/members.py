@@ -23,18 +23,13 @@ from pipeline.sources.streams import (
     refuse_bomb,
     refuse_unsafe_name,
     require_file,
+    zip_damage,
 )
 
 MAX_FILE_BYTES = 256 * 2**20  # one file, as it lies there
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}  # what systems put into folders
 ZIP_START, GZIP_START = b"PK\x03\x04", b"\x1f\x8b"
 UTF8_FLAG, UNICODE_PATH = 0x800, 0x7075  # of the zip format: a flag, an extra field
-
-# What zipfile raises over a member that is not what it should be.
-UNREADABLE = (
-    *(EOFError, NotImplementedError, RuntimeError, zlib.error, zipfile.BadZipFile),
-    *(UnicodeDecodeError, OSError),  # names that are no UTF-8, places before the start
-)
 
 
 @dataclass(slots=True)
@@ -81,13 +76,15 @@ def open_members(source: Path, notes: Notes) -> Iterator[Members]:
         with tempfile.TemporaryFile() as unpacked:
             yield _of_tar(source, unpacked, notes)
         return
-    try:
-        archive = zipfile.ZipFile(source)
-    except UNREADABLE as err:
-        raise ValueError(
-            f"`source` must be a folder or a whole zip or tar; got {source} ({err}). "
+
+    def no_zip(what: str) -> ValueError:
+        return ValueError(
+            f"`source` must be a folder or a whole zip or tar; got {source} ({what}). "
             "Pack the class folders again."
-        ) from err
+        )
+
+    with zip_damage(no_zip):
+        archive = zipfile.ZipFile(source)
     with archive:
         yield _of_zip(source, archive, notes)
 
@@ -196,13 +193,14 @@ def _of_zip(source: Path, archive: zipfile.ZipFile, notes: Notes) -> Members:
             infos[name] = info
 
     def read(name: str) -> bytes:
-        try:
-            return archive.read(infos[name])
-        except UNREADABLE as err:
-            raise ValueError(
-                f"`source` must hold whole files; got {source}: {name} ({err}). "
+        def damaged(what: str) -> ValueError:
+            return ValueError(
+                f"`source` must hold whole files; got {source}: {name} ({what}). "
                 "Pack the class folders again, without a password."
-            ) from err
+            )
+
+        with zip_damage(damaged):
+            return archive.read(infos[name])
 
     return Members(source, read, list(infos), catalogue.folders)
 
@@ -259,6 +257,7 @@ def _of_tar(source: Path, unpacked: IO[bytes], notes: Notes) -> Members:
                         catalogue.seen(name)
                     elif name is not None:
                         places[name] = (start, info.size)
+            stream.drain()  # gzip's checksum comes last
         except (tarfile.TarError, EOFError) as err:
             raise ValueError(
                 f"`source` must be a whole tar archive; got {source} ({err}). "

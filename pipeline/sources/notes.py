@@ -17,5 +17,6 @@ class Notes:
     def sentences(self) -> list[str]:
         """Return one sentence a kind: how many there were, and the first of them."""
         return [
-            f"{n} {kind}, such as {first}." for kind, (n, first) in self._seen.items()
+            f"{kind[0].upper()}{kind[1:]}: {n}, such as {first}."
+            for kind, (n, first) in self._seen.items()
         ]

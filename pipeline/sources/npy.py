@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +12,7 @@ from typing import IO
 
 import numpy as np
 
-# What zipfile raises over a damaged, encrypted or unknown member.
-DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
-    *(UnicodeDecodeError, OSError),  # names that are no UTF-8, places before the start
-)
+from pipeline.sources.streams import zip_damage
 
 
 class NpyArray:
@@ -86,11 +81,11 @@ class NpyArray:
 
     @contextmanager
     def _opened(self) -> Iterator[IO[bytes]]:
-        try:
-            with self._archive.open(self._info) as file:
-                yield file
-        except DAMAGED as err:
-            raise damaged(self.where, str(err)) from err
+        with (
+            zip_damage(lambda what: damaged(self.where, what)),
+            self._archive.open(self._info) as file,
+        ):
+            yield file
 
 
 def damaged(where: str, what: str) -> ValueError:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.sources.classes import MAX_NAME, check_class_names
-from pipeline.sources.npy import DAMAGED, NpyArray, damaged
+from pipeline.sources.npy import NpyArray, damaged
 from pipeline.sources.npz_names import CLASS_NAMES, Arrays
 from pipeline.sources.ordering import held_out
 from pipeline.sources.raw import (
@@ -25,7 +25,7 @@ from pipeline.sources.raw import (
     RawSplit,
     checked,
 )
-from pipeline.sources.streams import require_file
+from pipeline.sources.streams import require_file, zip_damage
 
 CHANNELS = {1, 3, 4}
 SPLITS = ("train", "val", "test")
@@ -55,10 +55,8 @@ def open_npz(source: Path) -> Iterator[RawDataset]:
             f"as image-folder: ndcao ingest image-folder --from {source}."
         )
     require_file(source)
-    try:
+    with zip_damage(lambda what: damaged(str(source), what)):
         archive = zipfile.ZipFile(source)
-    except DAMAGED as err:
-        raise damaged(str(source), str(err)) from err
     with archive:
         yield _dataset(Arrays(archive, source), source)
 

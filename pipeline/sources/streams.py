@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
+import lzma
+import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +23,10 @@ _READ_AT_ONCE = {  # kinds of tar members that tarfile holds in memory: names an
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 }
+ZIP_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError),
+)
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -95,6 +103,23 @@ def open_stream(path: Path) -> Iterator[CheckedStream]:
                 yield CheckedStream(unpacked, str(path))  # type: ignore[arg-type]
         else:
             yield CheckedStream(file, str(path))
+
+
+@contextmanager
+def zip_damage(say: Callable[[str], ValueError]) -> Iterator[None]:
+    """Turn what ``zipfile`` raises over damage into what ``say`` makes of its message.
+
+    Errors of the disk pass: they come with a number that is not that of a place
+    outside of the file.
+    """
+    try:
+        yield
+    except ZIP_DAMAGED as err:
+        raise say(str(err)) from err
+    except OSError as err:
+        if err.errno not in {None, errno.EINVAL}:
+            raise
+        raise say(str(err)) from err
 
 
 class WholeTarInfo(tarfile.TarInfo):

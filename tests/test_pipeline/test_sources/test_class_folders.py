@@ -129,12 +129,12 @@ def test_layout__documents_and_hidden_files_are_left_out_and_said(layout):
         others=["README", "a/labels.txt", ".hidden/0.png", "a/.0.png", "a/Thumbs.db"],
     )
     assert counts(found) == {"train": [1, 1]}
-    assert notes == ["2 files that are no images, left out, such as README."]
+    assert notes == ["Files that are no images, left out: 2, such as README."]
 
 
 def test_layout__a_folder_beside_the_splits_is_left_out_and_said(layout):
     _, notes = layout(["train/a/0.png"], folders=["annotations"])
-    assert notes == ["1 folders without an image, left out, such as annotations."]
+    assert notes == ["Folders without an image, left out: 1, such as annotations."]
 
 
 def test_layout__labels_are_those_of_train_in_every_split(layout):

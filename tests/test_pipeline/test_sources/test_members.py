@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 import zlib
 
+import numpy as np
 import pytest
 
 from pipeline.sources import members, raw
@@ -161,7 +162,7 @@ def test_members__a_file_that_is_there_twice_counts_once_and_is_noted(tmp_path, 
     notes = Notes()
     assert names(path, notes) == ["cat/0.png"]
     assert notes.sentences() == [
-        "1 files that the archive holds twice, read once, such as cat/0.png."
+        "Files that the archive holds twice, read once: 1, such as cat/0.png."
     ]
 
 
@@ -217,6 +218,31 @@ def test_members__a_tar_header_that_would_fill_the_memory_is_refused(tmp_path):
         names(tmp_path / "a.tar")
 
 
+def test_members__a_tar_is_read_to_the_checksum_of_its_gzip(tmp_path, as_tar, pets):
+    source = as_tar(tmp_path / "a.tar.gz", pets)
+    content = bytearray(source.read_bytes())
+    content[-8] ^= 1
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        names(source)
+
+
+@pytest.mark.parametrize("kind", ["image-folder", "npz"])
+def test_source__a_zip_without_some_of_its_bytes_is_a_clear_error(
+    read, tmp_path, pets, as_zip, kind
+):
+    if kind == "npz":
+        source = tmp_path / "a.npz"
+        np.savez(source, x=np.zeros((12, 3, 3), np.uint8), y=np.arange(12) % 2)
+    else:
+        source = as_zip(tmp_path / "a.zip", pets)
+    content = source.read_bytes()
+    for start in range(0, len(content) - 90, 61):
+        source.write_bytes(content[:start] + content[start + 90 :])
+        with pytest.raises(ValueError, match="`source` must"):
+            read(kind, source)
+
+
 def test_image_folder__a_packed_member_that_is_damaged_is_refused(
     read, tmp_path, pets, as_zip
 ):
@@ -235,7 +261,7 @@ def test_image_folder__copies_in_test_are_said(tmp_path, pets, as_folder):
     files |= {f"test/{k[:4]}9.png": pets[k] for k in ("cat/0.png", "dog/0.png")}
     source = as_folder(tmp_path / "f", files)
     info = ingest("image-folder", source=source, store=tmp_path / "s.zarr")
-    assert info.notes[0].startswith("2 test images that are in train or val as well")
+    assert info.notes[0].startswith("Test images that are in train or val as well")
 
 
 def test_notes__count_by_kind_with_the_first_example():
@@ -243,7 +269,10 @@ def test_notes__count_by_kind_with_the_first_example():
     for name in ("a", "b"):
         notes.add("odd files", name)
     notes.add("even files", "c", 4)
-    assert notes.sentences() == ["2 odd files, such as a.", "4 even files, such as c."]
+    assert notes.sentences() == [
+        "Odd files: 2, such as a.",
+        "Even files: 4, such as c.",
+    ]
 
 
 def test_image_folder__a_zip_whose_places_lie_before_its_start_is_refused(

@@ -189,8 +189,8 @@ def test_ingest__classes_without_a_sample_are_said(tmp_path, arrays):
     source = save(tmp_path / "a.npz", arrays)
     info = ingest("npz", source=source, store=tmp_path / "a.zarr", val_fraction=0)
     assert info.notes == (
-        "1 classes without a sample in train, such as d.",
-        "1 classes without a sample in test, such as d.",
+        "Classes without a sample in train: 1, such as d.",
+        "Classes without a sample in test: 1, such as d.",
     )
 
 

@@ -68,7 +68,7 @@ def test_decode__lays_transparent_parts_on_white(colours):
     np.testing.assert_allclose(got[1], fifth, atol=1)
     np.testing.assert_array_equal(got[2:], colours[2:])
     (sentence,) = notes.sentences()
-    assert sentence.startswith("1 images with transparent parts, which were laid on")
+    assert sentence.startswith("Images with transparent parts, which were laid on")
 
 
 def test_decode__an_icon_on_nothing_is_black_on_white():
@@ -107,7 +107,7 @@ def test_decode__takes_the_first_frame_and_says_so(kind):
     notes = Notes()
     data = packed(frames[0], kind, save_all=True, append_images=frames[1:])
     assert abs(int(seen(data, notes).max()) - 10) <= 2
-    assert notes.sentences()[0].startswith("1 images of several frames, of which the")
+    assert notes.sentences()[0].startswith("Images of several frames, of which the")
 
 
 def png_of_16_bits(n_channels):
