@@ -10,7 +10,7 @@ DEV  := $(VENV)/.installed-dev
 SUPPORTED := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults lint bench clean
+.PHONY: help install demo test paths faults lint bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' \
@@ -23,6 +23,9 @@ demo: $(RUN)  ## digits: ND-CAO (sync, async) against SGD on a local cluster -> 
 
 test: $(DEV)  ## run every test but those that need a GPU (PYTEST_ARGS="-k name" narrows)
 	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+paths: $(DEV)  ## run the numerical tests under several code paths of this processor
+	$(BIN)/python tests/code_paths.py
 
 faults: $(DEV)  ## damage every store, kill every writer, fuzz every parser; print the counts
 	$(BIN)/python -m tests.faults
