@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 ARTIFACT_EVERY_S = 2.0  # seconds between updates of the progress artifact
+_MARKS = re.compile(r"[|<>\[\]`\\]")  # of tables, HTML, links and code
 LOG_EVERY_S = 15.0  # seconds between progress lines in the run's log
 
 
@@ -65,16 +66,20 @@ def inline_png(picture: bytes, caption: str) -> str:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows with equal keys as a markdown table."""
+    """Return rows with equal keys as a markdown table, in which text is text."""
     if not rows:
         return ""
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:
-        words = (" ".join(format_value(row[c]).split()) for c in columns)
-        cells = (text.replace("|", "\\|") for text in words)
+        cells = [_cell(row[c]) for c in columns]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    text = " ".join(value.split()) if isinstance(value, str) else value
+    return _MARKS.sub(r"\\\g<0>", format_value(text))
 
 
 class ProgressArtifact:

@@ -65,10 +65,10 @@ def experiment_flow(
     from pipeline.experiment import load_experiment
 
     plan = load_experiment(experiment)
-    folder = default_results() if results is None else Path(results).expanduser()
-    check_folder(folder, "results")
-    page = folder / f"{plan.name}.html" if report is None else Path(report)
-    may_write(page, "report", "report")
+    named = default_results() if results is None else results
+    folder = check_folder(named, "results")
+    named = folder / f"{plan.name}.html" if report is None else report
+    page = may_write(named, "report", "report")
     add_tags("experiment", plan.name)
     batch = Batch(plan.name, folder, get_run_logger().info, plan.runs())
     with (

@@ -24,7 +24,7 @@ def answer_of(state: Any) -> Any:
     return found.answer if isinstance(found, Unfinished) else found
 
 
-def stores_of(runs: Iterable[str], results: Path) -> list[Path]:
+def stores_of(runs: Iterable[str], results: str | Path) -> list[Path]:
     """Return the store of each run, named by id, by the start of its id, or by path.
 
     Raises

@@ -61,7 +61,7 @@ def compare_task(
     may_write(out, "report", "out")
     for path in exports:
         check_export(Path(path))
-    combined = loaded(combine_runs(stores_of(runs, Path(results))))
+    combined = loaded(combine_runs(stores_of(runs, results)))
     rows = summary_table(combined).reset_index().to_dict(orient="records")
     page = write_report(
         *(combined, Path(out)),

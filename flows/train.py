@@ -90,7 +90,7 @@ def train_task(config: RunConfig, results: str, again: bool) -> dict[str, Any]:
     with contextlib.closing(artifact), _watched(artifact) as (progress, stop):
         dataset = train(
             config,
-            results=Path(results),
+            results=results,
             progress=progress,
             again=again,
             stop=stop.event,

@@ -45,6 +45,12 @@ def test_table__a_reason_of_several_lines_stays_in_its_cell():
     assert table.splitlines()[2:] == ["| a\\|b | first line \\| second |"]
 
 
+def test_table__text_of_a_store_is_neither_html_nor_a_link():
+    table = markdown_table([{"run": "<img src=x>", "why": "[a](javascript:b) `c\x1b"}])
+    row = table.splitlines()[2]
+    assert row == "| \\<img src=x\\> | \\[a\\](javascript:b) \\`c\\\\x1b |"
+
+
 def test_home__is_the_variable_or_here(monkeypatch, tmp_path):
     monkeypatch.delenv("NDCAO_HOME", raising=False)
     assert environment.default_results() == Path("results")
