@@ -14,9 +14,10 @@ test_label     test_sample                       int64
 ``train_*`` hold the raw training data once: the first ``n_train`` rows are the split
 ``train``, the ``n_val`` rows after them ``val``. The root's attributes hold those
 counts, ``n_test``, ``class_names``, ``image_shape``, ``mean`` and ``std`` (of
-``train``, on the scale of ``pixel_scale``), ``task``, ``source`` and ``verified``; and,
-written last, the marker: ``complete``, ``content_sha256``, ``variables`` (name →
-sha256) and ``chunks`` (file → bytes).
+``train``, on the scale of ``pixel_scale``), ``task``, ``source`` and ``verified``; of
+data without a checksum ``origin``; ``reader``, ``notes`` and ``former`` (see
+``pipeline.replacing``); and, written last, the marker: ``complete``,
+``content_sha256``, ``variables`` (name → sha256) and ``chunks`` (file → bytes).
 """
 
 from __future__ import annotations

@@ -27,7 +27,12 @@ from pipeline.sources.streams import (
 )
 
 MAX_FILE_BYTES = 256 * 2**20  # one file, as it lies there
-CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}  # what systems put into folders
+CLUTTER = {
+    "thumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "icon\r",
+}  # what systems put into folders
 ZIP_START, GZIP_START = b"PK\x03\x04", b"\x1f\x8b"
 UTF8_FLAG, UNICODE_PATH = 0x800, 0x7075  # of the zip format: a flag, an extra field
 
