@@ -44,12 +44,17 @@ class FlatModel:
 
     def __reduce__(self) -> tuple[type[FlatModel], tuple[nn.Module, torch.device, str]]:
         module = self.to_module(self.initial_params())
-        return FlatModel, (module, self.device, self._held.user)
+        return FlatModel, (module, self.device, self.user)
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self._held.device
+
+    @property
+    def user(self) -> str:
+        """Name of a network that is the user's own; "" for ours."""
+        return self._held.user
 
     @property
     def module(self) -> nn.Module:

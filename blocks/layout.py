@@ -62,8 +62,8 @@ class Layout:
 
         Raises
         ------
-        ValueError — if nothing is trainable, a parameter is lazy (has no shape yet),
-            or a trainable parameter is complex.
+        ValueError — if nothing is trainable, a parameter is lazy (has no shape yet), a
+            trainable parameter is complex, or one or a float buffer is sparse.
         """
         trained = []
         for name, parameter in module.named_parameters():
@@ -86,6 +86,12 @@ class Layout:
                 f"{type(module).__name__}. Check `requires_grad`."
             )
         buffers = [(n, b) for n, b in module.named_buffers() if b.is_floating_point()]
+        for name, tensor in (*trained, *buffers):
+            if tensor.layout is not torch.strided:
+                raise ValueError(
+                    "`module` must have dense parameters and buffers; got "
+                    f"`{name}` of layout {tensor.layout}. Store it as a dense tensor."
+                )
         return cls(_place(trained), _place(buffers))
 
     @property

@@ -27,7 +27,7 @@ from flows import (
     cli_train,
     cli_up,
 )
-from flows.console import out, print_error, say
+from flows.console import out, print_error, say, stdout_for_json
 from flows.environment import quiet_prefect_console
 from flows.errors import EXIT_INTERRUPTED, EXIT_USAGE, describe, exit_code
 
@@ -91,7 +91,8 @@ def _add(
     def guarded(*values: Any, **named: Any) -> None:
         given = {name: _at_home(name, value) for name, value in named.items()}
         try:
-            command(*values, **given)
+            with stdout_for_json(bool(given.get("as_json"))):
+                command(*values, **given)
         except KeyboardInterrupt:
             raise Interrupted from None
 

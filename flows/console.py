@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -66,8 +66,41 @@ def say(message: str) -> None:
     out.print(Text(harmless(message)), soft_wrap=True)
 
 
+_STDOUT, _STDERR = 1, 2  # descriptors
+_kept: list[ExitStack] = []  # what gives stdout back, while it waits for its JSON
+
+
+@contextmanager
+def stdout_for_json(wanted: bool) -> Iterator[None]:
+    """Send to stderr what is printed until ``print_json``, if a command answers so.
+
+    The user's code prints, too; what processes that are started meanwhile print on
+    their stdout, as workers do, goes to stderr as well.
+    """
+    if not wanted:
+        yield
+        return
+    with ExitStack() as stack:
+        real = sys.stdout
+        stack.enter_context(redirect_stdout(sys.stderr))
+        with suppress(OSError):  # a process that was started without a stdout
+            real.flush()
+            saved = os.dup(_STDOUT)
+            stack.callback(os.close, saved)
+            os.dup2(_STDERR, _STDOUT)
+            stack.callback(os.dup2, saved, _STDOUT)
+            stack.callback(real.flush)
+        _kept.append(stack)
+        try:
+            yield
+        finally:
+            _kept.clear()
+
+
 def print_json(line: dict[str, Any]) -> None:
     """Print the line of ``--json`` on stdout; non-finite numbers become null."""
+    while _kept:
+        _kept.pop().close()
     sys.stdout.write(json.dumps(to_json(line), allow_nan=False) + "\n")
     sys.stdout.flush()
 

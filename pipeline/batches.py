@@ -148,6 +148,10 @@ class ResidentData:
                 self._ready[key] = [self._take(split, part[i : i + size]) for i in cuts]
             return self._ready[key]
 
+    def some(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return ``n`` training samples, evenly spaced, in memory of their own."""
+        return self._take("train", np.arange(n, dtype=np.int64) * self.n_train // n)
+
     def _turn_to(self, draw: int) -> None:
         """Keep a draw and its neighbours, and let go of all others.
 

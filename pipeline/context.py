@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blocks.activity import ActivityModel, check_blocks
 from blocks.activity_noise import noise_of
@@ -32,7 +35,9 @@ from blocks.losses import per_sample_loss
 from blocks.models import build_model
 from blocks.oracle import Counters, GuardedOracle
 from blocks.partition import Block, join, partition, split
+from blocks.purity import fingerprint, user_loss
 from blocks.team import Team
+from blocks.usercode import UserCodeError
 from pipeline.batches import ResidentData, Split
 from pipeline.config import RunConfig
 from pipeline.data_store import DataStore, open_store
@@ -55,6 +60,7 @@ class RunSpec:
     params: np.ndarray | None = None  # (P,) initial parameters, if not the seed's own
     buffers: np.ndarray | None = None  # (B,) initial buffers, with ``params``
     code: UserCode | None = None  # that every process must have; None: any
+    origin: str = ""  # digest of a user's network as the client built it
 
 
 class Context:
@@ -69,13 +75,8 @@ class Context:
         self.algorithm = config.algorithm
         self.device = torch.device(config.device)
         prepare(config)
-        module = build_model(
-            config.model.name,
-            store.image_shape,
-            store.n_classes,
-            seed=config.seed,
-            **config.model.arguments(),
-        )
+        self._images = store.image_shape, store.n_classes
+        module = self.build()
         if spec.code is not None:
             check_here(spec.code, config, module)
         self.blocks: tuple[Block, ...] = (
@@ -89,6 +90,8 @@ class Context:
         self.loss_function = per_sample_loss(config.loss)
         self.data = ResidentData(store, config, self.device, standard)
         self.team = None if self.algorithm.blockwise else self._make_team()
+        self.given = self._given()
+        self.origin = fingerprint(module, self.given) if own else {}
         self.initial = self._initial_params()
         self.buffers = self._initial_buffers()
         self.activity = self._make_activity()
@@ -97,6 +100,38 @@ class Context:
     def n_nodes(self) -> int:
         """Participants: blocks, or replicas."""
         return self.team.n_nodes if self.team else len(self.blocks)
+
+    @property
+    def runs_user_code(self) -> bool:
+        """Whether the network or the loss is the user's own."""
+        return bool(self.model.user or user_loss(self.loss_function))
+
+    @property
+    def origin_sha256(self) -> str:
+        """Digest of what a user's network starts with; "" of ours."""
+        text = json.dumps(self.origin, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest() if self.origin else ""
+
+    def build(self) -> nn.Module:
+        """The run's network as its seed makes it."""
+        image_shape, n_classes = self._images
+        config = self.config
+        return build_model(
+            config.model.name,
+            image_shape,
+            n_classes,
+            seed=config.seed,
+            **config.model.arguments(),
+        )
+
+    def _given(self) -> frozenset[str]:
+        """Names of the parameters and buffers that do not come from the seed."""
+        layout, found = self.model.layout, set()
+        if self.spec.params is not None:
+            found |= set(layout.names)
+        if self.spec.buffers is not None:
+            found |= {segment.name for segment in layout.buffer_segments}
+        return frozenset(found)
 
     def _make_team(self) -> Team:
         config = self.config
@@ -304,14 +339,32 @@ _LOCK = threading.Lock()
 _KEPT = 4  # contexts a process keeps (several runs may share a worker)
 
 
-def context_of(spec: RunSpec) -> Context:
-    """Return the context of a run in this process, built on first use."""
+def context_of(spec: RunSpec, *, anew: bool = False) -> Context:
+    """Return the context of a run in this process, built on first use.
+
+    Parameters
+    ----------
+    anew : bool — whether a user's code is built again: it may have changed since.
+
+    Raises
+    ------
+    UserCodeError — if the user's network starts otherwise here than on the client.
+    """
     keep_freed()
     key = f"{spec.run_id}:{spec.content_sha256}:{spec.store}"
     with _LOCK:
         found = _CACHE.pop(key, None)
+        if found is not None and anew and found.runs_user_code:
+            found = None
         if found is None or not _same_start(found.spec, spec):
             found = Context(spec, open_store(spec.store))
+        if spec.origin and spec.origin != found.origin_sha256:
+            raise UserCodeError(
+                "`model` must build the same network on every machine; got "
+                f"{found.config.model.name!r}, which started otherwise on "
+                f"{socket.gethostname()} than on the client. Let it depend on `seed` "
+                "and options alone, or give the parameters with --init."
+            )
         _CACHE[key] = found
         while len(_CACHE) > _KEPT:
             _CACHE.pop(next(iter(_CACHE)))

@@ -18,8 +18,15 @@ def prepare(config: RunConfig) -> None:
 
     Raises
     ------
+    ValueError — if torch's default dtype is another than float32.
     RuntimeError — if the device is CUDA and this process sees no GPU.
     """
+    if torch.get_default_dtype() is not torch.float32:
+        raise ValueError(
+            "torch's default dtype must be float32; got "
+            f"{torch.get_default_dtype()}. Call `torch.set_default_dtype` only where "
+            "no run is trained or evaluated."
+        )
     if torch.get_num_threads() != config.threads:
         torch.set_num_threads(config.threads)
     if config.device != "cuda":

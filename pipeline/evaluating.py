@@ -22,6 +22,7 @@ from pipeline.pack import tensor
 from pipeline.record import same_platform
 from pipeline.runs import standard_of
 from pipeline.store import ensure_store
+from pipeline.trial import try_user_code
 from pipeline.trust import require
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def score_again(
         ds["buffers"].values if "buffers" in ds else None,
     )
     context = Context(spec, data, standard_of(ds))
+    try_user_code(context, trains=False)
     buffers = tensor(ds["buffers"].values) if "buffers" in ds else None
     params = tensor(ds["params"].values)
     sums = context.evaluate(params, buffers, "test", range(config.n_shards), relabel)

@@ -9,6 +9,7 @@ only scorers and the publisher do.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, wait
@@ -112,8 +113,15 @@ class MailboxPlugin(WorkerPlugin):
     name = "ndcao-mailbox"
 
     def setup(self, worker: Any) -> None:
-        """Register the handler."""
+        """Register the handler; users' errors are told by the client alone."""
         worker.handlers[HANDLER] = _handle
+        logging.getLogger("distributed.worker").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a worker should log this: not what the client will say in a sentence."""
+    failed = isinstance(record.msg, str) and record.msg.startswith("Compute Failed")
+    return not (failed and "UserCodeError(" in str(record.args))
 
 
 class Link:

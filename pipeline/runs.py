@@ -15,6 +15,7 @@ from pipeline.run_store import open_run, run_attributes
 from pipeline.sealed import UNREADABLE, SealedStore
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from pipeline.standardise import Standardisation
@@ -320,7 +321,13 @@ def export_run(
 
     Besides the network's own tensors the file holds ``standardise.mean`` and
     ``standardise.std``; its metadata name the run, the model and the image shape.
-    ``trust`` is that of ``load_model``.
+    Weights that layers share are there under each of their names. ``trust`` is that
+    of ``load_model``.
+
+    Raises
+    ------
+    ValueError — if the network's state is not all in dense tensors, or has a name of
+        ours.
     """
     from safetensors.torch import save
 
@@ -334,9 +341,34 @@ def export_run(
         key: str(ds.attrs[key])
         for key in ("run_id", "model", "image_shape", "class_names")
     }
-    state = {name: value.contiguous() for name, value in module.state_dict().items()}
-    state |= {
-        f"standardise.{name}": value.contiguous()
-        for name, value in load_standardise(ds).state_dict().items()
+    state = _tensors(module, ds.attrs["model"])
+    ours = {f"standardise.{k}": v for k, v in load_standardise(ds).state_dict().items()}
+    taken = sorted(state.keys() & ours.keys())
+    if taken:
+        raise ValueError(
+            f"`model` must leave names under `standardise` to the export; got "
+            f"{ds.attrs['model']!r} with `{taken[0]}`. Rename that layer."
+        )
+    return write_whole(path, save(state | ours, metadata))
+
+
+def _tensors(module: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """A network's state in memory of its own: safetensors takes no shared tensors."""
+    import torch
+
+    from blocks.usercode import calling
+
+    with calling("model", name, "have a state that can be exported"):
+        state = module.state_dict()
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+            kind = value.layout if isinstance(value, torch.Tensor) else type(value)
+            raise ValueError(
+                "`model` must keep its state in dense tensors to be exported; got "
+                f"`{key}` of {name!r}, a {getattr(kind, '__name__', kind)}. Keep it in "
+                "a buffer, or use `pipeline.runs.load_model`."
+            )
+    return {
+        key: value.detach().clone(memory_format=torch.contiguous_format)
+        for key, value in state.items()
     }
-    return write_whole(path, save(state, metadata))

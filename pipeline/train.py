@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ from pipeline.runs import (
     store_path,
 )
 from pipeline.store import ensure_store
+from pipeline.trial import try_user_code
 from pipeline.trust import remember, require
 from pipeline.user_code import NO_CODE, check_unchanged, code_of, own_names
 
@@ -346,7 +347,9 @@ def _train(
     began: float,
     lend: Lend | None = None,
 ) -> xr.Dataset:
-    context = context_of(job.spec)
+    context = context_of(job.spec, anew=True)
+    try_user_code(context)
+    job = replace(job, spec=replace(job.spec, origin=context.origin_sha256))
     check_blocks(job.spec.config, context)
     kind: type[Training] = BarrierTraining
     if not job.spec.config.in_pieces:

@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +155,24 @@ def test_terminal__nothing_of_a_store_is_obeyed(capsys):
     shown = printed.out + printed.err
     assert not set(shown) & set("\x1b\x9b\u202e\r\x07\udcff")
     assert "\\x1b[2Jx\\x9b31m\\u202eevil\\r\\x07\\udcff[bold]" in shown
+
+
+def test_stdout_for_json__holds_the_line_alone_whoever_prints(capfd) -> None:
+    with console.stdout_for_json(True):
+        print("the user's factory")
+        os.write(1, b"a library in C\n")
+        subprocess.run([sys.executable, "-c", "print('a worker')"], check=True)
+        console.print_json({"a": 1})
+    print("afterwards")
+    found = capfd.readouterr()
+    assert found.out == '{"a": 1}\nafterwards\n'
+    for text in ("the user's factory", "a library in C", "a worker"):
+        assert text in found.err
+
+
+def test_stdout_for_json__is_given_back_after_an_error(capfd) -> None:
+    with pytest.raises(KeyError), console.stdout_for_json(True):
+        raise KeyError
+    with console.stdout_for_json(False):
+        print("plain")
+    assert capfd.readouterr().out == "plain\n"

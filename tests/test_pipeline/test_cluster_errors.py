@@ -16,6 +16,8 @@ import pytest
 from distributed import Client
 
 from blocks.algorithm import Information, InformationError
+from blocks.usercode import UserCodeError
+from flows.errors import exit_code, may_pass
 from pipeline import cluster as clusters
 from pipeline import cluster_kinds
 from pipeline.cluster import open_cluster
@@ -200,7 +202,9 @@ import multiprocessing
 from torch import nn
 
 def loss(logits, targets):
-    raise ArithmeticError("the user's own mistake")
+    if multiprocessing.parent_process() is not None:
+        raise ArithmeticError("the user's own mistake")
+    return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 def factory(image_shape, n_classes):
     if multiprocessing.parent_process() is not None:
@@ -235,12 +239,16 @@ def put_on_path(folder: str) -> None:
     ],
     ids=["loss", "factory"],
 )
-def test_a_users_error_in_a_worker__surfaces_as_itself(
+def test_a_users_error_in_a_worker__surfaces_as_one_sentence_and_is_not_tried_again(
     flags, mode, tiny, shared, user_code, tmp_path
 ) -> None:
     config = tiny(mode=mode, cluster=shared, **flags)
-    with quickly(), pytest.raises(Exception, match="the user's own mistake"):
+    place = r"ArithmeticError: the user's own mistake at users_own\.py, line \d+"
+    with quickly(), pytest.raises(UserCodeError, match=place) as caught:
         train(config, results=tmp_path)
+    assert str(caught.value).startswith(("`loss` must", "`model` must"))
+    assert exit_code(caught.value) == 2
+    assert not may_pass(caught.value)
 
 
 def declare(flags: int) -> None:

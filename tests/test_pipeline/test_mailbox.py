@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import pytest
 
-from pipeline.mailbox import Mailbox, PieceAborted
+from pipeline.mailbox import Mailbox, PieceAborted, _is_news
 
 
 def test_take__returns_what_was_put_before_it_and_only_once() -> None:
@@ -59,3 +60,13 @@ def test_end__leaves_other_pieces_and_other_attempts_alone() -> None:
     box.put("run-r0-a1", "x", 2)
     box.end("run-r0-a0")
     assert box.take("run-r0-a1", "x", 0.0) == 2
+
+
+def test_a_worker__logs_other_failures_than_the_users_code() -> None:
+    def news(text: str, exception: str) -> bool:
+        args = ("key", "executing", "task", exception, "traceback")
+        return _is_news(logging.LogRecord("a", 40, "b", 1, text, args, None))
+
+    assert not news("Compute Failed\nKey: %s", "UserCodeError('`loss` must …')")
+    assert news("Compute Failed\nKey: %s", "KeyError('a')")
+    assert news("Something about %s", "UserCodeError('…')")
