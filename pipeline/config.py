@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -20,12 +18,13 @@ from pydantic import (
 from blocks import ALGORITHMS
 from blocks.precision import Precision
 from pipeline.cluster_config import ClusterConfig as ClusterConfig
-from pipeline.cluster_config import moved, recorded
+from pipeline.cluster_config import recorded
 from pipeline.config_rules import check_consistent
-from pipeline.marked_yaml import Marked, Place, read_marked, read_value
+from pipeline.marked_yaml import Marked, Place, read_marked
 from pipeline.rules import difference, former, rules_of
 from pipeline.section import Count, Seconds
 from pipeline.section import Section as Section
+from pipeline.settings import copied, located, merged, override
 
 SHOWN = 200  # characters of a wrong value
 
@@ -238,11 +237,6 @@ class RunConfig(Section):
         return f"{self.algorithm.kind}-{self.mode}-{name}-s{self.seed}-{digest}"
 
 
-def home() -> Path:
-    """Folder of ``data/`` and ``results/``: ``$NDCAO_HOME``, or the current one."""
-    return Path(os.environ.get("NDCAO_HOME") or ".").expanduser()
-
-
 def load_config(
     path: Path | None = None,
     overrides: list[str] | None = None,
@@ -269,14 +263,14 @@ def load_config(
         marked = read_marked(path)
     else:
         raise FileNotFoundError(f"`config` must be an existing YAML file; got {path}.")
-    data = _merge(marked.data, flags or {})
+    data = merged(copied(marked.data), copied(flags or {}))
     for text in overrides or []:
-        _override(data, text)
+        override(data, text)
     try:
         return validate_config(data)
     except ValueError as err:
         found = problems_of(err)
-        raise ValueError("\n".join(_located(marked, data, *p) for p in found)) from err
+        raise ValueError("\n".join(located(marked, data, *p) for p in found)) from err
 
 
 def validate_config(data: dict[str, Any]) -> RunConfig:
@@ -315,31 +309,6 @@ def problems_of(err: ValueError) -> list[tuple[Place, str]]:
     return list(dict.fromkeys(found))
 
 
-def _located(marked: Marked, data: Any, path: Place, text: str) -> str:
-    """Put file and line before a text, if the file's own value is what is wrong."""
-    quoted = re.match(r"^`([^`]+)` ", text)
-    name = tuple(quoted.group(1).split(".")) if quoted else ()
-    for place in ((*path, *name), path, name):
-        if place in marked.lines and place:
-            if _at(marked.data, place) != _at(data, place):
-                break
-            if quoted and name[-1] == str(place[-1]):
-                text = text[quoted.end() :]
-            return str(marked.problem(place, text))
-    return text
-
-
-def _at(data: Any, place: Place) -> Any:
-    for part in place:
-        if not isinstance(data, dict | list):
-            return None
-        if isinstance(data, dict):
-            data = data.get(part)
-        else:
-            data = data[part] if part in range(len(data)) else None
-    return data
-
-
 def explain(err: ValidationError) -> str:
     """One line a problem: key, rule, value."""
     return "\n".join(dict.fromkeys(explain_one(p) for p in err.errors()))
@@ -365,56 +334,3 @@ def shown(value: Any) -> str:
     """Return a value as an error shows it: in quotes, and not all of a long one."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        if key == "algorithm" and isinstance(old, str):
-            old = {"kind": old}
-        if key == "cluster" and isinstance(value, dict) and isinstance(old, dict):
-            old = moved(old, {k: value[k] for k in ("kind",) if k in value})
-        if isinstance(value, dict) and isinstance(old, dict) and key != "budget":
-            changed = key == "algorithm" and value.get(
-                "kind", old.get("kind")
-            ) != old.get("kind")
-            merged[key] = value if changed else _merge(old, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    key, equals, raw = text.partition("=")
-    if not equals or not key:
-        raise ValueError(
-            f"`--set` must be key=value; got {text!r}. For example nd_cao.window=100."
-        )
-    path = key.strip().split(".")
-    if not all(path):
-        raise ValueError(
-            f"`--set` must name a setting; got {text!r}. For example nd_cao.window=100."
-        )
-    value = read_value(raw, key)
-    by_section = {name.replace("-", "_"): name for name in ALGORITHMS}
-    algorithm = data.get("algorithm", "nd-cao")
-    named = isinstance(algorithm, dict)
-    kind = algorithm.get("kind", "nd-cao") if named else algorithm
-    if path[0] in by_section:
-        if by_section[path[0]] != kind:
-            raise ValueError(
-                f"`{key}` must belong to the run's algorithm {kind}; got a setting of "
-                f"{by_section[path[0]]}. Pass --algorithm {by_section[path[0]]}."
-            )
-        path[0] = "algorithm"
-    if path[0] == "algorithm" and not isinstance(algorithm, dict):
-        data["algorithm"] = {"kind": kind}
-    for part in path[:-1]:
-        inner = data.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise ValueError(
-                f"`{key}` must name a setting inside a section; got {text!r}."
-            )
-        data = inner
-    data[path[-1]] = value

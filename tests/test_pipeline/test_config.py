@@ -260,6 +260,25 @@ def test_load_config__a_wrong_flag_is_not_blamed_on_the_file(tmp_path) -> None:
     file.write_text("seed: 3\nmode: sync\n")
     with pytest.raises(ValueError, match=r"^`seed` is not valid: .* got -1\.$"):
         load_config(file, ["seed=-1"])
+    file.write_text("cluster: {workers: 3}\n")
+    with pytest.raises(ValueError, match=r"^`cluster\.workers` is not valid: .* got 0"):
+        load_config(file, ["cluster.workers=0"])
+
+
+def test_load_config__set_changes_neither_a_twin_of_an_alias_nor_the_callers_flags(
+    tmp_path,
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "model: {name: mlp, options: &o {bias: true}}\ncluster: {options: *o}\n"
+    )
+    flags = {"budget": {"steps": 3}}
+    config = load_config(file, ["model.options.bias=3", "budget.steps=4"], flags)
+    assert (config.model.options, config.cluster.options) == (
+        {"bias": 3},
+        {"bias": True},
+    )
+    assert (config.budget.steps, flags) == (4, {"budget": {"steps": 3}})
 
 
 def test_load_config__a_latin_1_file_is_named_and_a_byte_order_mark_is_none(tmp_path):
