@@ -90,6 +90,36 @@ def test_ctrl_c__of_the_whole_terminal_leaves_a_run_that_resumes_to_the_same_end
     assert answer(capsys)["params_sha256"] == resumed["params_sha256"]
 
 
+IN_A_TERMINAL = """
+import fcntl, sys, termios
+from flows.cli import run
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_a_terminal_that_is_closed__leaves_a_run_that_can_be_resumed(capsys, home):
+    words = ["train", "--set=cluster.kind=in-process", "--budget", "steps=1000000"]
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = b""
+    while b"training" not in seen:
+        seen += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(timeout=60) == 130
+    assert run(["runs", "--json"]) == 0
+    (row,) = answer(capsys)["runs"]
+    assert row["status"] == "interrupted"
+
+
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_flow__against_a_real_server_from_the_command_line(server_url, home):

@@ -17,7 +17,15 @@ def wait_for(condition, limit_s=5.0):
     return condition()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture(autouse=True)
+def terminal():
+    """As in a terminal, where SIGHUP is not ignored; the tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stop__first_signal_sets_the_event_and_says_so(number):
     said = []
     with stop_on_signals(said.append) as stop:
@@ -84,3 +92,31 @@ def test_stop__off_the_main_thread_it_never_fires_and_never_fails():
     thread.start()
     thread.join(timeout=10)
     assert seen == [False]
+
+
+def test_stop__the_second_signal_of_a_closed_terminal_does_not_interrupt():
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert wait_for(stop.event.is_set)
+        os.kill(os.getpid(), signal.SIGHUP)  # the kernel's, then the shell's
+        os.kill(os.getpid(), signal.SIGHUP)
+        wait_for(lambda: False, 0.2)
+        assert stop.signal_number == signal.SIGHUP
+
+
+def test_stop__a_closed_terminal_is_ignored_under_nohup():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        wait_for(lambda: False, 0.2)
+        assert not stop.event.is_set()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_stop__a_terminal_that_takes_no_words_does_not_cut_the_end_short():
+    def say(_):
+        raise OSError(5, "Input/output error")
+
+    with stop_on_signals(say) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert wait_for(stop.event.is_set)
