@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 EXIT_FAILED = 1  # the run failed, diverged, or did not match
 EXIT_USAGE = 2  # bad input: nothing was started
@@ -18,6 +19,7 @@ _BAD_INPUT = (
     NotADirectoryError,
     PermissionError,
 )
+_OBJECT = re.compile(r"<([\w.]+) object at 0x[0-9a-f]+>")  # as Dask's messages have
 _EXPECTED = (*_BAD_INPUT, RuntimeError, OSError, TimeoutError)
 
 
@@ -46,7 +48,7 @@ def describe(error: BaseException) -> str:
 def _described(error: BaseException) -> str:
     if hasattr(error, "errors") and hasattr(error, "error_count"):
         return _validation_message(error)
-    text = " ".join(str(error).split())
+    text = _OBJECT.sub(r"\1", " ".join(str(error).split()))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" while writing {error.filename}" if error.filename else ""
         return f"the disk is full{where}. Free some space and try again."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import logging
 import os
 import ssl
 from collections.abc import Iterator
@@ -12,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, LocalCluster, Nanny, Scheduler, Security, SpecCluster
+from distributed import Client as DaskClient
+from distributed import LocalCluster, Nanny, Scheduler, Security, SpecCluster
 
 from pipeline.cluster_adapt import Bounds, OperatorBounds, adapt
 from pipeline.cluster_config import ClusterConfig
@@ -23,7 +26,22 @@ from pipeline.main_guard import check_guarded
 from pipeline.places import given_path
 
 HERE = "127.0.0.1"
+CLOSE_S = 5.0  # for a client that could not connect
 OURS = ("local", "cuda")  # kinds whose processes are copies of this one
+
+
+class Client(DaskClient):
+    """Dask's, which closes itself if it cannot connect.
+
+    Else it would do so at the end of this process, and wait there for two minutes.
+    """
+
+    def __init__(self, *words: Any, **named: Any) -> None:
+        try:
+            super().__init__(*words, **named)  # type: ignore[no-untyped-call]
+        except BaseException:
+            self.close(timeout=CLOSE_S)  # type: ignore[no-untyped-call]
+            raise
 
 
 @contextmanager
@@ -34,6 +52,13 @@ def started(
 
     Closes what it has started; a cluster that was there before is left running.
     """
+    with _without_tracebacks():
+        yield from _started(config, device)
+
+
+def _started(
+    config: ClusterConfig, device: str
+) -> Iterator[tuple[Client, Bounds | None]]:
     if config.kind in ("address", "scheduler-file"):
         with _connect(config) as client:
             yield client, None
@@ -50,6 +75,22 @@ def started(
         )
         client = stack.enter_context(greeted(connect))
         yield client, bounds
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keep Dask from logging those of a connection that is lost: we raise an error."""
+
+    def says_more(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, asyncio.CancelledError | OSError)
+
+    log = logging.getLogger("distributed.client")
+    log.addFilter(says_more)
+    try:
+        yield
+    finally:
+        log.removeFilter(says_more)
 
 
 def _start(config: ClusterConfig, device: str) -> Any:
@@ -207,6 +248,11 @@ def _connect(config: ClusterConfig) -> Client:
         raise RuntimeError(
             f"`cluster` must be reachable within {config.start_timeout_s:g} s; got no "
             f"answer from {where}. Check the address, or start `dask scheduler` there."
+        ) from err
+    except ValueError as err:  # an unknown scheme, no port
+        raise ValueError(
+            f"`cluster.address` must be one such as tcp://host:8786; got {where!r}: "
+            f"{err}. Correct it."
         ) from err
     except (TypeError, RuntimeError) as err:  # how Dask says that TLS does not fit
         raise RuntimeError(

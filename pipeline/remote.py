@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,16 @@ from pipeline.batches import Split
 from pipeline.cluster import Cluster
 from pipeline.context import RunSpec, context_of
 from pipeline.pack import host, tensor
-from pipeline.pending import AnswerLost, fetch
+from pipeline.pending import FETCH_S, AnswerLost, fetch
 
-WATCH_S = 1.0  # between two looks at whether an evaluation's workers are alive
+WATCH_S = 1.0  # between two looks at whether the workers of some tasks are alive
 
 
 def prepare(cluster: Cluster, spec: RunSpec) -> None:
     """Build the run's context, with its data resident, on every worker of the run."""
-    futures = [
-        cluster.client.submit(
+
+    def load(address: str) -> Future[Any]:
+        future: Future[Any] = cluster.client.submit(
             warm,
             spec,
             workers=[address],
@@ -31,26 +33,76 @@ def prepare(cluster: Cluster, spec: RunSpec) -> None:
             pure=False,
             key=f"prepare-{uuid.uuid4().hex[:8]}-{spec.run_id}",
         )
-        for address in cluster.wait_for_workers()
-    ]
-    gathered(cluster, futures, "load model and data")
+        return future
 
-
-def gathered(cluster: Cluster, futures: list[Future[Any]], what: str) -> Any:
-    """Results of some futures, within the cluster's ``task_timeout_s``."""
-    limit = cluster.config.task_timeout_s
-    slow = RuntimeError(
-        f"`cluster` must {what} within {limit:g} s; got no answer. Look at its "
-        "dashboard, or raise cluster.task_timeout_s."
+    addresses = cluster.wait_for_workers()
+    Placed(cluster, [(load, address) for address in addresses]).answers(
+        "load model and data"
     )
-    try:
-        wait(futures, timeout=limit)
-    except TimeoutError as err:
-        raise slow from err
-    try:
-        return fetch(cluster.client, futures, limit)
-    except AnswerLost as err:
-        raise slow from err
+
+
+Submit = Callable[[str], "Future[Any]"]  # on the worker of an address, or another
+
+
+class Placed:
+    """Tasks of one kind on a run's workers, which may die and come back meanwhile.
+
+    Parameters
+    ----------
+    tasks : how each is submitted, and the address of the worker it goes to first.
+    """
+
+    def __init__(self, cluster: Cluster, tasks: Sequence[tuple[Submit, str]]) -> None:
+        self._cluster = cluster
+        self._tasks = list(tasks)
+        self._futures = [submit(address) for submit, address in self._tasks]
+
+    def ready(self) -> bool:
+        """Whether ``answers`` would not wait."""
+        return all(f.done() for f in self._futures)
+
+    def answers(self, what: str) -> list[Any]:
+        """Answers in order, each task within ``task_timeout_s`` on workers that live.
+
+        Raises
+        ------
+        RuntimeError — if there is none in time, or no worker comes back.
+        """
+        limit = self._cluster.config.task_timeout_s
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            try:
+                wait(self._futures, timeout=min(WATCH_S, limit))
+                return fetch(self._cluster.client, self._futures, min(FETCH_S, limit))
+            except TimeoutError:
+                moved = self._move()
+            except AnswerLost:  # a worker died after its answer
+                moved = self._move(done_too=True)
+            if moved:
+                deadline = time.monotonic() + limit
+        raise self._slow(what)
+
+    def _move(self, *, done_too: bool = False) -> bool:
+        """Submit again what waits for a worker that is gone; whether there was any.
+
+        If no worker was left, Dask gives it to none of those that come later.
+        """
+        alive = self._cluster.wait_for_workers()
+        moved = False
+        for i, (submit, address) in enumerate(self._tasks):
+            if address not in alive and (done_too or not self._futures[i].done()):
+                moved = True
+                self._futures[i].cancel()
+                self._tasks[i] = (submit, alive[i % len(alive)])
+                self._futures[i] = submit(self._tasks[i][1])
+        return moved
+
+    def _slow(self, what: str) -> RuntimeError:
+        limit = self._cluster.config.task_timeout_s
+        return RuntimeError(
+            f"`cluster` must {what} within {limit:g} s; got no answer. Look at its "
+            "dashboard, or raise cluster.task_timeout_s."
+        )
 
 
 def warm(spec: RunSpec) -> int:
@@ -79,8 +131,8 @@ class RemoteEvaluation:
         addresses = cluster.wait_for_workers()
         shards = np.arange(spec.config.n_shards)
         parts = [p.tolist() for p in np.array_split(shards, len(addresses)) if len(p)]
-        self._parts = list(zip(parts, addresses, strict=False))
-        self._futures = [self._submit(*one) for one in self._parts]
+        tasks = [partial(self._submit, part) for part in parts]
+        self._placed = Placed(cluster, list(zip(tasks, addresses, strict=False)))
 
     def _submit(self, part: list[int], address: str) -> Future[Any]:
         resource = self._cluster.config.resource
@@ -98,31 +150,13 @@ class RemoteEvaluation:
         )
         return future
 
-    def _move(self) -> None:
-        """Submit again what waits for a worker that is gone.
-
-        If no worker was left, Dask gives it to none of those that come later.
-        """
-        alive = self._cluster.wait_for_workers()
-        for i, (part, address) in enumerate(self._parts):
-            if address not in alive and not self._futures[i].done():
-                self._futures[i].cancel()
-                self._parts[i] = (part, alive[i % len(alive)])
-                self._futures[i] = self._submit(*self._parts[i])
-
     def ready(self) -> bool:
         """Whether ``result`` would not wait."""
-        return all(f.done() for f in self._futures)
+        return self._placed.ready()
 
     def result(self) -> tuple[dict[Split, np.ndarray], float]:
         """(n_shards, 3) sums by split, and the worker-seconds that they took."""
-        deadline = time.monotonic() + self._cluster.config.task_timeout_s
-        while not self.ready() and time.monotonic() < deadline:
-            try:
-                wait(self._futures, timeout=WATCH_S)
-            except TimeoutError:
-                self._move()
-        answers = gathered(self._cluster, self._futures, "evaluate the network")
+        answers = self._placed.answers("evaluate the network")
         sums = {
             s: np.concatenate([part[s] for part, _ in answers]) for s in self._splits
         }

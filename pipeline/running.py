@@ -61,8 +61,8 @@ def opened(where: ClusterConfig, spec: RunSpec) -> Iterator[Any]:
             if cluster.client.status == "running":
                 raise
             raise RuntimeError(
-                f"`cluster` must keep its scheduler; got {err!r}. Start one, then "
-                "resume the run."
+                "`cluster` must keep its scheduler; lost the connection to it "
+                f"({type(err).__name__}). Start one, then resume the run."
             ) from err
 
 

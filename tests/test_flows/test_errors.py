@@ -75,3 +75,8 @@ def test_describe__validation_errors_name_key_rule_and_value(values, said):
         Small.model_validate(values)
     assert said in describe(caught.value)
     assert "\n" not in describe(caught.value)
+
+
+def test_describe__shows_no_addresses_of_objects():
+    error = OSError("in <distributed.comm.tcp.TCP object at 0x7fd8cb608250>: refused")
+    assert describe(error) == "in distributed.comm.tcp.TCP: refused"

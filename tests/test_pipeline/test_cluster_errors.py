@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import cloudpickle
@@ -22,6 +25,7 @@ from pipeline import cluster as clusters
 from pipeline import cluster_kinds
 from pipeline.cluster import open_cluster
 from pipeline.config import ClusterConfig
+from pipeline.remote import Placed
 from pipeline.replay import replay
 from pipeline.train import resume, train
 
@@ -105,6 +109,59 @@ def test_scheduler_file__that_goes_while_it_is_read_is_not_waited_for(
     assert given == [
         (("tcp://127.0.0.1:9",), ["security", "set_as_default", "timeout"])
     ]
+
+
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("htp://127.0.0.1:8786", r"`cluster.address` must be one such as tcp://.*htp"),
+        ("tcp://127.0.0.1", "`cluster.address` must be .*missing port"),
+        ("tcp://127.0.0.1:x", "`cluster.address` must be"),
+        ("tls://127.0.0.1:8786", "`cluster.tls` must fit"),
+        ("tcp://127.0.0.1:9", "`cluster` must be reachable"),
+    ],
+)
+def test_address__that_cannot_be_used_leaves_no_client_to_wait_for(
+    address, error, monkeypatch
+) -> None:
+    made = []
+
+    class Seen(cluster_kinds.Client):
+        def __init__(self, *words, **named) -> None:
+            made.append(self)
+            super().__init__(*words, **named)
+
+    monkeypatch.setattr(cluster_kinds, "Client", Seen)
+    config = ClusterConfig(kind="address", address=address, start_timeout_s=0.5)
+    wrong = (ValueError, RuntimeError)
+    with quickly(), pytest.raises(wrong, match=error), open_cluster(config):
+        pytest.fail("nobody is there")
+    # Dask would close it at the end of the process, and wait there for two minutes.
+    assert [one.status for one in made] == ["closed"]
+
+
+def test_tasks__go_on_when_all_workers_died_at_them_and_came_back(
+    shared, tmp_path
+) -> None:
+    def die_once(i: int) -> int:
+        if not (tmp_path / f"{i}").exists():
+            (tmp_path / f"{i}").touch()
+            deadline = time.monotonic() + QUICK_S
+            while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return i
+
+    with open_cluster(ClusterConfig(**shared, task_timeout_s=QUICK_S)) as cluster:
+
+        def submit(i, address):
+            where = {"workers": [address], "allow_other_workers": True}
+            return cluster.client.submit(die_once, i, **where, pure=False)
+
+        addresses = cluster.wait_for_workers(2)
+        tasks = [(partial(submit, i), address) for i, address in enumerate(addresses)]
+        assert Placed(cluster, tasks).answers("answer") == [0, 1]
+        assert not set(addresses) & set(cluster.wait_for_workers(2))
 
 
 class Silent:
@@ -275,11 +332,12 @@ def test_information_error__surfaces_from_one_worker_and_frees_the_other(
 
 
 def test_open_cluster__needs_no_fixed_port_and_listens_to_this_machine_only(
-    hidden,
+    hidden, listening
 ) -> None:
     config = ClusterConfig(kind="local", workers=1, dashboard=False)
+    before = listening()
     with open_cluster(config) as cluster:
-        hidden()
+        hidden(besides=before)
         assert cluster.dashboard is None
         link = cluster.client.dashboard_link
         assert ":8787" not in (link or "")
@@ -289,7 +347,7 @@ def test_open_cluster__needs_no_fixed_port_and_listens_to_this_machine_only(
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_scheduler_that_dies__is_a_clear_error_and_the_run_resumes(
-    mode, tiny, tmp_path
+    mode, tiny, tmp_path, caplog
 ) -> None:
     flags = {"mode": mode, "budget": {"steps": 60}, "eval_every": 10}
     with dask_processes(tmp_path) as (file, processes):
@@ -300,8 +358,14 @@ def test_a_scheduler_that_dies__is_a_clear_error_and_the_run_resumes(
             if progress.round >= 10:
                 processes[0].kill()
 
-        with quickly(), pytest.raises(RuntimeError, match="must keep its scheduler"):
+        with (
+            quickly(),
+            pytest.raises(RuntimeError, match="must keep its scheduler") as lost,
+        ):
             train(config, results=tmp_path, progress=kill_the_scheduler)
+    assert " at 0x" not in str(lost.value)
+    told = [one for one in caplog.records if one.name == "distributed.client"]
+    assert not [one for one in told if one.exc_info]  # no traceback
     (checkpoint,) = tmp_path.rglob("*.npz")
     ds = resume(checkpoint, results=tmp_path, cluster={"kind": "in-process"})
     assert ds.attrs["status"] == "complete"

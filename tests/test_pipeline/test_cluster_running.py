@@ -77,12 +77,15 @@ def test_tls__a_run_on_dask_commands_with_certificates_gives_the_same_bits(
     assert ds.attrs["params_sha256"] == expected
 
 
-def test_tls__local_processes_use_the_certificates(certificates, hidden) -> None:
+def test_tls__local_processes_use_the_certificates(
+    certificates, hidden, listening
+) -> None:
     config = ClusterConfig(workers=1, tls=certificates, dashboard=False)
+    before = listening()
     with open_cluster(config) as cluster:
         assert cluster.address.startswith("tls://")
         assert all(address.startswith("tls://") for address in cluster.workers())
-        hidden()
+        hidden(besides=before)
         assert cluster.client.submit(sum, [1, 2]).result(timeout=30) == 3
 
 
@@ -106,7 +109,7 @@ def test_tls__files_that_are_missing_or_no_certificates_are_named(
 
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_cuda__starts_one_worker_a_gpu_which_sees_no_other(
-    encrypted, certificates, monkeypatch, hidden
+    encrypted, certificates, monkeypatch, hidden, listening
 ) -> None:
     monkeypatch.setattr("pipeline.cluster_kinds.visible_gpus", lambda: ["3", "5", "6"])
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
@@ -116,11 +119,14 @@ def test_cuda__starts_one_worker_a_gpu_which_sees_no_other(
     def sees() -> str:
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
+    before = listening()
     with open_cluster(config, "cuda") as cluster:
         assert cluster.address.startswith("tls" if encrypted else "tcp")
         assert sorted(cluster.client.run(sees).values()) == ["3", "5"]
         assert len(cluster.wait_for_workers(2)) == 2
-        hidden()  # as nothing of a local cluster may be reached from elsewhere
+        hidden(
+            besides=before
+        )  # as nothing of a local cluster may be reached from elsewhere
 
 
 # -- code that workers lack -----------------------------------------------------------
