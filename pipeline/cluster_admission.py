@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from distributed import Client
@@ -96,11 +97,20 @@ class Admission:
             installed = is_installed(path)
             self._code |= _known(copies((name,)))
             if not installed:
-                one = bundle(name, path, renew=True)
-                plugin = WorkerCode(f"ndcao-{name}", (one,), posts=False)
-                self._client.register_plugin(plugin)
+                self._send(name, path)
             named = {address: address for address in self._fit}
             self._require(self._copies(list(named), (name,)), (name,), named)
+
+    def _send(self, name: str, path: Path) -> None:
+        try:
+            one = bundle(name, path, renew=True)
+        except ValueError:
+            theirs = self._copies(list(self._fit), (name,))
+            if all(found[name] for found in theirs.values()):
+                return  # too large to be sent, and no worker lacks it
+            raise
+        plugin = WorkerCode(f"ndcao-{name}", (one,), posts=False)
+        self._client.register_plugin(plugin)
 
     def _look_at(self, new: list[str], workers: Mapping[str, str]) -> None:
         problems = {

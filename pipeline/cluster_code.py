@@ -19,6 +19,7 @@ import cloudpickle
 from distributed import SchedulerPlugin, WorkerPlugin
 
 FOLDER = "ndcao-code"  # in the local directory of a worker: what was brought to it
+KEPT = ("blocks", "pipeline", "flows")  # never loaded anew
 MAX_BYTES = 64 * 2**20
 
 
@@ -116,8 +117,10 @@ def install(one: Bundle, root: Path) -> None:
         if own or not one.renew or here.parent == folder:
             return
         sys.path[:] = [entry for entry in sys.path if Path(entry) != here.parent]
-        for loaded in list(sys.modules):
-            if loaded.partition(".")[0] == one.name:
+        for loaded, module in list(sys.modules.items()):
+            top = loaded.partition(".")[0]  # others may hold what they import from it
+            brought = FOLDER in Path(getattr(module, "__file__", None) or ".").parts
+            if top == one.name or (brought and top not in KEPT):
                 del sys.modules[loaded]
         if "pipeline.context" in sys.modules:  # it keeps models of the old code
             sys.modules["pipeline.context"].drop_contexts()

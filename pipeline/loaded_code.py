@@ -6,12 +6,14 @@ Code that was imported does not change when its file does.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import inspect
 import marshal
 import sys
 import types
+from collections.abc import Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -77,11 +79,10 @@ def _check(name: str, module: types.ModuleType, source: bytes, file: Path) -> No
     if type(loader) is not SourceFileLoader:
         return  # its code may have been rewritten on the way
     try:
-        whole = compile(source, str(file), "exec", dont_inherit=True)
+        written = _written(source, name)
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         raise _changed(name, file, "its file is no Python any more") from None
-    written = set(_shapes(whole))
     for function in _functions(module):
         code = function.__code__
         if code.co_filename == module.__file__ and _shape(code) not in written:
@@ -92,6 +93,33 @@ def _check(name: str, module: types.ModuleType, source: bytes, file: Path) -> No
         if isinstance(here, _SCALARS) and repr(here) != repr(value):
             what = f"`{constant}` is {here!r} in this process and {value!r} in the file"
             raise _changed(name, file, what)
+
+
+def check_held(
+    module: types.ModuleType, sources: Mapping[str, bytes], files: Mapping[str, Path]
+) -> None:
+    """Refuse a module that holds functions of another as that one was before.
+
+    Raises
+    ------
+    ValueError — naming the other one, which was imported anew in the meantime.
+    """
+    for function in _functions(module, own=False):
+        name = function.__module__
+        plain = type(function.__globals__.get("__loader__")) is SourceFileLoader
+        made = function.__code__.co_filename.startswith("<")
+        if name == module.__name__ or name not in sources or made or not plain:
+            continue
+        if _shape(function.__code__) not in _written(sources[name], name):
+            what = f"`{module.__name__}` holds `{function.__qualname__}` of before"
+            raise _changed(name, files[name], what)
+
+
+@functools.lru_cache(maxsize=256)
+def _written(source: bytes, name: str) -> frozenset[Any]:
+    """Shapes of all code in a source."""
+    whole = compile(source, name, "exec", dont_inherit=True)
+    return frozenset(_shapes(whole))
 
 
 def _changed(name: str, file: Path, what: str) -> ValueError:
@@ -114,15 +142,21 @@ def this_process() -> str:
     return "this process"
 
 
-def _functions(module: types.ModuleType) -> list[types.FunctionType]:
-    """Functions and methods that a module defines, as far as they can be seen."""
+def _functions(
+    module: types.ModuleType, *, own: bool = True
+) -> list[types.FunctionType]:
+    """Functions and methods that a module holds, as far as they can be seen.
+
+    ``own``: only those that it defines itself.
+    """
     found: list[types.FunctionType] = []
     for value in list(vars(module).values()):
-        if isinstance(value, type) and value.__module__ == module.__name__:
-            found += [f for v in vars(value).values() for f in _unwrapped(v)]
+        if isinstance(value, type):
+            if not own or value.__module__ == module.__name__:
+                found += [f for v in vars(value).values() for f in _unwrapped(v)]
         else:
             found += _unwrapped(value)
-    return [f for f in found if f.__module__ == module.__name__]
+    return [f for f in found if not own or f.__module__ == module.__name__]
 
 
 def _unwrapped(value: Any) -> list[types.FunctionType]:

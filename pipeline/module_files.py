@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.loaded_code import as_loaded, shapes_sha256
+from pipeline.loaded_code import as_loaded, check_held, shapes_sha256
 
 OURS = ("blocks", "pipeline", "flows")
 RECORDED = ("torch", "numpy")  # whose versions every run records
@@ -65,6 +65,8 @@ def closure(
     names, found = set(names), Closure()
     todo = [(prefix, True) for name in names for prefix in _prefixes(name)]
     seen = set(todo)
+    sources: dict[str, bytes] = {}
+    modules: list[types.ModuleType] = []
 
     def follow(more: Iterable[str], *, written: bool) -> None:
         fresh = {(name, written) for name in more} - seen
@@ -77,6 +79,9 @@ def closure(
             source = as_loaded(name, place.module, place.file)
             found.hashes[name] = hashlib.sha256(source).hexdigest()
             found.files[name] = place.file
+            sources[name] = source
+            if place.module:
+                modules.append(place.module)
             if place.file.suffix == ".py" or name == ENTRY:
                 follow(_imports(source, name, place.search is not None), written=True)
                 follow(_held(place.module), written=False)
@@ -98,6 +103,8 @@ def closure(
             found.installed |= distributions if written else set()
         elif not _is_pythons(place.file):
             add(name, place)
+    for module in modules:
+        check_held(module, sources, found.files)
     return found
 
 

@@ -27,7 +27,7 @@ from pipeline.jobs_virtual import VirtualJobs
 from pipeline.placement import place_nodes
 from pipeline.remote import RemoteEvaluation, prepare
 from pipeline.stages import blocks_of_segments
-from pipeline.user_code import packages_of
+from pipeline.user_code import NO_CODE, packages_of
 from pipeline.virtual import VirtualExecutor
 
 
@@ -54,7 +54,7 @@ def opened(where: ClusterConfig, spec: RunSpec) -> Iterator[Any]:
         return
     with open_cluster(where, spec.config.device) as cluster:
         try:
-            cluster.bring(packages_of(spec.code) if spec.code else ())
+            cluster.bring(packages_of(spec.config, spec.code or NO_CODE))
             cluster.want(where.workers)
             yield cluster
         except (OSError, CancelledError, ClosedClientError) as err:

@@ -67,7 +67,13 @@ from pipeline.runs import (
 from pipeline.store import ensure_store
 from pipeline.trial import try_user_code
 from pipeline.trust import remember, require
-from pipeline.user_code import NO_CODE, check_unchanged, code_of, own_names
+from pipeline.user_code import (
+    NO_CODE,
+    check_unchanged,
+    code_of,
+    own_names,
+    without_code,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +228,10 @@ def resume(
         if saved is None:
             return _existing(store_path(folder, run_id))
         job = _continued(saved, folder, cluster or {}, trust)
-        return _train(job, saved, progress, stop, began)
+        warnings = without_code(saved, job.spec.config, run_id)
+        ds = _train(job, saved, progress, stop, began)
+        ds.attrs["warnings"] = warnings
+        return ds
 
 
 def _continued(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import sys
 import types
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.config import RunConfig
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +153,10 @@ def _versions(distributions: set[str]) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in sorted(distributions)}
 
 
-def packages_of(code: UserCode) -> tuple[str, ...]:
-    """Top-level packages and modules of the user's own code."""
-    tops = {name.partition(".")[0] for name in code.modules}
+def packages_of(config: RunConfig, code: UserCode) -> tuple[str, ...]:
+    """Top-level packages and modules that workers need for the user's own code."""
+    named = [name.partition(":")[0] for name in own_names(config)]
+    tops = {name.partition(".")[0] for name in (*named, *code.modules)}
     return tuple(sorted(tops - {*OURS, "__main__"}))
 
 
@@ -186,6 +191,18 @@ def check_unchanged(saved: dict[str, Any], now: UserCode, run_id: str) -> None:
             f"{changes}. Put the code back as it was, or train anew: that is another "
             "run."
         )
+
+
+def without_code(saved: dict[str, Any], config: RunConfig, run_id: str) -> list[str]:
+    """Say, and log, that a checkpoint does not tell which code it was begun with."""
+    if not own_names(config) or recorded_code(saved) is not None:
+        return []
+    text = (
+        f"`checkpoint` of {run_id} is of an older version, which did not note the code "
+        "of the user's own model or loss: whether it has changed since cannot be told."
+    )
+    logger.warning("%s", text)
+    return [text]
 
 
 def recorded_code(attrs: dict[str, Any]) -> UserCode | None:

@@ -177,8 +177,11 @@ def test_own_model__reaches_workers_that_cannot_import_it_in_its_newest_form(
     processes.worker("alice")
     base = {"model": {"name": "own_net_of_a_test:make"}}
     for width in (5, 7):
-        (here / "own_net_of_a_test.py").write_text(MODEL.format(width=width))
-        sys.modules.pop("own_net_of_a_test", None)
+        (here / "own_layers_beside.py").write_text(MODEL.format(width=width))
+        whole = "from own_layers_beside import make\n"
+        (here / "own_net_of_a_test.py").write_text(whole)
+        for name in ("own_net_of_a_test", "own_layers_beside"):
+            sys.modules.pop(name, None)
         results = tmp_path / f"w{width}"
         alone = train(tiny(**base), results=results / "here")
         config = tiny(**base, cluster=by_file(processes))

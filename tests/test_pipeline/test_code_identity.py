@@ -255,6 +255,16 @@ def test_an_edit_of_comments__in_the_same_process_changes_nothing(
     assert before.attrs["status"] == "complete"
 
 
+def test_a_helper_that_alone_is_loaded_anew__is_refused(folder, own, tmp_path) -> None:
+    train(own(), results=tmp_path)
+    (folder.path / "own_layers.py").write_text(LAYERS.replace("Tanh", "ReLU"))
+    importlib.reload(sys.modules["own_layers"])
+    with pytest.raises(ValueError, match=r"`own_net` holds `activation` of before"):
+        train(own(), results=tmp_path)
+    importlib.reload(sys.modules["own_net"])
+    assert train(own(), results=tmp_path).attrs["status"] == "complete"
+
+
 def test_a_module_that_is_loaded_anew__is_what_counts(folder, own, tmp_path) -> None:
     before = train(own(), results=tmp_path)
     (folder.path / "own_loss.py").write_text(LOSS.replace("SCALE *", "100 * SCALE *"))
@@ -377,7 +387,10 @@ def test_resume__a_checkpoint_of_an_older_version_goes_on(
     saved = pack.load(path)
     kept = {k: saved[k] for k in saved if k not in ("user_code", "first_outputs")}
     pack.save(path, kept)
-    assert resume(path).attrs["status"] == "complete"
+    ds = resume(path)
+    assert ds.attrs["status"] == "complete"
+    (text,) = ds.attrs["warnings"]
+    assert "whether it has changed since cannot be told" in text
 
 
 def test_every_run_records_its_networks_text_and_outputs(sync_run) -> None:
