@@ -350,3 +350,25 @@ def test_outputs__nothing_else_is_replaced_and_nothing_is_started(
     assert run(words) == 2
     assert what in " ".join(capsys.readouterr().err.split())
     assert {(tmp_path / file).read_text() for file in files} == {"precious"}
+
+
+def test_resume__takes_the_cluster_of_a_file_and_flags_go_over_it(
+    tmp_path, monkeypatch, capsys
+):
+    given = {}
+
+    def resumed(run, **named):
+        given.update(named)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("pipeline.train.resume", resumed)
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "seed: 3\ncluster: {kind: jobqueue, system: slurm, options: {cores: 2}}\n"
+    )
+    assert run(["resume", "x", "--config", str(file), "--workers", "3"]) == 2
+    assert "enough" in capsys.readouterr().err
+    assert given["cluster"] == {
+        **{"kind": "jobqueue", "system": "slurm"},
+        **{"options": {"cores": 2}, "workers": 3},
+    }
