@@ -65,7 +65,7 @@ def _store_fields(place: Place, *, verify: bool) -> Any:
     fields = {
         field.name: getattr(store, field.name)
         for field in dataclasses.fields(store)
-        if field.name != "chunks"
+        if field.name != "files"
     }
     return fields, [store.load(split) for split in ("train", "val", "test")]
 
@@ -114,7 +114,10 @@ def _checkpoint(place: Place) -> Any:
     """A checkpoint's own content; its states are arrays within dataclasses."""
     from pipeline.pack import pack
 
-    tree, arrays = pack(load_checkpoint(place.damaged))
+    saved = load_checkpoint(place.damaged)
+    if saved["run_id"] != place.damaged.name.removesuffix(".checkpoint.npz"):
+        raise ValueError("`checkpoint` must be this run's, as `resume` says.")
+    tree, arrays = pack(saved)
     return tree, list(arrays)
 
 
@@ -131,7 +134,11 @@ def _timeless(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _page(place: Place) -> str:
-    return report_html(combine_runs([place.damaged]))
+    """The page; what it leaves out, it names."""
+    page = report_html(combine_runs([place.damaged]))
+    if "Without updates to show:" in page:
+        raise ValueError("`run` must be whole; the page names what is not.")
+    return page
 
 
 #: Tried on every damage; of the others, which stand behind these, one after another.

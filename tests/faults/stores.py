@@ -31,7 +31,7 @@ def cases(folder: Path, jobs: int, n_sample: int | None, seed: int) -> Iterator[
         )
         for number in chosen:
             work.put([name, number])
-    found: queue.SimpleQueue[Case | None] = queue.SimpleQueue()
+    found: queue.SimpleQueue[Case | bool] = queue.SimpleQueue()
     threads = [
         threading.Thread(target=_serve, args=(targets, folder / f"w{i}", work, found))
         for i in range(jobs)
@@ -41,27 +41,29 @@ def cases(folder: Path, jobs: int, n_sample: int | None, seed: int) -> Iterator[
     left = len(threads)
     while left:
         case = found.get()
-        if case is None:
+        if isinstance(case, Case):
+            yield case
+        elif case:
             left -= 1
         else:
-            yield case
-    for thread in threads:
-        thread.join()
+            raise RuntimeError("a process that reads failed; see its traceback")
 
 
 def _serve(
     targets: dict[str, Target],
     folder: Path,
     work: queue.SimpleQueue[list[Any]],
-    found: queue.SimpleQueue[Case | None],
+    found: queue.SimpleQueue[Case | bool],
 ) -> None:
     """Give a worker process one damage after another; start anew when it dies."""
+    done = False
     try:
         while not work.empty():
             with _started(targets, folder) as process:
                 _feed(process, work, found)
+        done = True
     finally:
-        found.put(None)
+        found.put(done)
 
 
 def _started(targets: dict[str, Target], folder: Path) -> subprocess.Popen[str]:
@@ -85,7 +87,7 @@ def _started(targets: dict[str, Target], folder: Path) -> subprocess.Popen[str]:
 def _feed(
     process: subprocess.Popen[str],
     work: queue.SimpleQueue[list[Any]],
-    found: queue.SimpleQueue[Case | None],
+    found: queue.SimpleQueue[Case | bool],
 ) -> None:
     assert process.stdin is not None
     assert process.stdout is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SAMPLES = {"writers": 2, "parsers": 60}  # cases of each thing
+SAMPLES = {"writers": 2, "parsers": 60, "stores": 7}  # cases of each thing
 
 
 @pytest.mark.slow

@@ -65,8 +65,6 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
-    if not os.environ.get("FAULTS_DEBUG"):
-        os.dup2(silence, 2)
     logging.disable()
     warnings.simplefilter("ignore")
     settings = json.loads(sys.stdin.readline())
@@ -80,6 +78,7 @@ def main() -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (used + MORE_BYTES,) * 2)
     _say(answers, "ready")
+    os.dup2(silence, 2)  # until here a traceback is a fault of ours
     for line in sys.stdin:
         name, number = json.loads(line)
         bench = benches[name]
