@@ -43,7 +43,7 @@ Lock = Literal["ours", "another's", "none"]
 
 
 @contextlib.contextmanager
-def partial(path: Path, *, folder: bool) -> Iterator[Path]:
+def partial(path: Path, *, folder: bool, mode: int = 0o666) -> Iterator[Path]:
     """Yield an empty partial of ``path``; whatever is left of it is removed afterwards.
 
     What dead writers left in the folder of ``path`` is removed first.
@@ -52,6 +52,7 @@ def partial(path: Path, *, folder: bool) -> Iterator[Path]:
     ----------
     path : Path — what is to be; its parent is created if missing.
     folder : bool — make a directory instead of a file.
+    mode : int — permissions of a file, of which the umask takes its part.
 
     Raises
     ------
@@ -61,7 +62,7 @@ def partial(path: Path, *, folder: bool) -> Iterator[Path]:
     try:
         make_folder(path.parent)
         remove_leftovers(path.parent)
-        made, descriptor = _make(path, folder)
+        made, descriptor = _make(path, folder, mode)
         try:
             yield made
         finally:
@@ -134,7 +135,7 @@ def fsync(path: Path) -> None:
             raise
 
 
-def _make(path: Path, folder: bool) -> tuple[Path, int]:
+def _make(path: Path, folder: bool, mode: int) -> tuple[Path, int]:
     """Make an empty partial of ``path``; return it with the descriptor of its lock."""
     while True:
         owner = f"{_machine()}-{secrets.token_hex(8)}"
@@ -143,7 +144,7 @@ def _make(path: Path, folder: bool) -> tuple[Path, int]:
             made.mkdir()
         flags = os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL
         try:
-            descriptor = os.open(made, flags, 0o666)
+            descriptor = os.open(made, flags, mode)
         except FileNotFoundError:
             if not folder:
                 raise

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from pipeline.loaded_code import bytecode_is_of
 from pipeline.module_files import closure
 from pipeline.user_code import own_names
+from pipeline.whole_file import write_whole
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -50,8 +51,9 @@ def remember(config: RunConfig) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_S):
             entries = _entries(path) | {key: {"of": own_names(config), "since": today}}
-            _write(path, json.dumps({"format": 1, "entries": entries}, indent=1))
-    except (OSError, Timeout) as err:
+            text = json.dumps({"format": 1, "entries": entries}, indent=1)
+            write_whole(path, text, mode=0o600)
+    except (OSError, RuntimeError, Timeout) as err:
         logger.warning(
             "`%s` must be writable for this user's own code to be known later; got "
             "%s. Evaluating this run will ask for --trust.",
@@ -172,20 +174,6 @@ def _entries(path: Path) -> dict[str, Any]:
         return dict(found)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, LookupError, TypeError) as err:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as err:
         logger.warning("`%s` must be a list of trusted code; got %r.", path, err)
         return {}
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that only its owner reads, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

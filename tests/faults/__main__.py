@@ -26,15 +26,16 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--shown", type=int, default=report.SHOWN)
     options = parser.parse_args()
-    began, cases = time.monotonic(), []
+    began, cases, failed = time.monotonic(), [], []
     for part in options.part or PARTS:
         with tempfile.TemporaryDirectory(prefix="ndcao-faults-") as folder:
             os.environ["NDCAO_HOME"] = str(Path(folder) / "home")
             run = PARTS[part](Path(folder), options.jobs, options.sample, options.seed)
-            cases += list(run)
-    failed = report.failures(cases, options.shown)
+            found = list(run)
+        failed += report.failures(found, options.shown)
+        print(report.table(found), flush=True)
+        cases += found
     print("\n".join(failed))
-    print(report.table(cases))
     print(f"{len(cases)} cases in {time.monotonic() - began:.0f} s")
     return 1 if failed else 0
 

@@ -25,7 +25,7 @@ import xarray as xr
 from safetensors.numpy import load_file
 
 from flows import up_state
-from pipeline import pack
+from pipeline import pack, trust
 from pipeline.compare import combine_runs
 from pipeline.data_store import open_store
 from pipeline.exports import write_export
@@ -127,6 +127,20 @@ def _up_version(folder: Path) -> list[Any]:
     return [None if state is None else state["version"]]
 
 
+def _remember(folder: Path, version: int) -> None:
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    function = ("table", "failures")[version]  # code that is not installed
+    flags = {"loss": f"tests.faults.report:{function}", **samples.BLOCKS}
+    trust.remember(samples.config_of(_given() / "d0.zarr", 0, flags))
+
+
+def _remembered(folder: Path) -> list[Any]:
+    path = folder / "ndcao" / "trusted.json"
+    if not path.exists():
+        return [None]
+    return [sorted(json.loads(path.read_text(encoding="utf-8"))["entries"])]
+
+
 def _train(folder: Path, version: int) -> None:
     flags = {"checkpoint_every_s": 0.0, **samples.BLOCKS}
     config = samples.config_of(_given() / "d0.zarr", version, flags)
@@ -168,6 +182,7 @@ WRITERS: dict[str, Writer] = {
         replaces=False,
     ),
     "state of up": Writer(_up, _up_version),
+    "trusted list": Writer(_remember, _remembered),
     "training": Writer(_train, _trained, replaces=False),
 }
 
