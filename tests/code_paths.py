@@ -40,7 +40,7 @@ SAMPLE = (
     *("test_activity_segments.py", "test_low_rank.py"),
     "test_activity.py::test_estimate__over_a_complete_design_is_the_gradient",
 )
-LIMIT_S = 1800
+LIMIT_S = 3600
 
 
 def main(arguments: list[str]) -> int:
