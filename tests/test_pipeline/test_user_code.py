@@ -434,3 +434,14 @@ def test_a_sparse_buffer__is_refused_by_name(own, tiny, tmp_path) -> None:
     code = net("self.register_buffer('s', torch.eye(2).to_sparse())")
     with pytest.raises(ValueError, match=r"dense parameters and buffers; got `s`"):
         trained(tiny, tmp_path, model={"name": f"{own(code)}:factory"})
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_an_error_in_the_middle_of_a_run__is_one_sentence_and_loses_nothing(
+    mode, own, tiny, tmp_path
+) -> None:
+    line = "if next(count) > 300: raise KeyError('late')"
+    loss = f"{own(LOSS.format(line=line))}:loss"
+    with pytest.raises(UserCodeError, match=r"`loss` must.*KeyError: 'late' at users"):
+        trained(tiny, tmp_path, loss=loss, mode=mode, budget={"steps": 500})
+    assert len(list(tmp_path.rglob("*.npz"))) == 1
