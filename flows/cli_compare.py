@@ -84,11 +84,14 @@ def compare(
         exports = [str(file) for file in files]
         drawn = [str(file) for file in pictures]
         answer = {"report": str(page), "exports": exports, "figures": drawn}
-        print_json(answer | {"runs": rows})
+        notes = combined.attrs["kept_apart"]
+        print_json(answer | {"runs": rows, "notes": notes})
         return
     from flows.tables import comparison_table
 
     out.print(comparison_table(rows))
+    for text in combined.attrs["kept_apart"]:
+        note(text)
     note(f"curves: {page}")
     for file in files:
         note(f"export: {file}")

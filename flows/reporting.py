@@ -77,6 +77,7 @@ def compare_task(
             f"# Comparison of {len(runs)} runs",
             f"Page: [{page.name}]({page.resolve().as_uri()}), a file on the machine "
             f"that wrote it: `{page.resolve()}`",
+            *combined.attrs["kept_apart"],
             *(f"Export: `{file.resolve()}`" for file in files),
             markdown_table(rows),
             inline_png(curves_png(combined), "learning curves"),

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from pipeline.cluster_config import without_secrets
+from pipeline.distinct import data_labels, distinct_runs
 from pipeline.run_arrays import (
     COMBINED,
     RAGGED,
@@ -74,7 +75,10 @@ def combine_runs(paths: Iterable[str | Path], partial: bool = False) -> xr.Datas
 
     Parameters
     ----------
-    paths : folders of Zarr run stores. One that is named twice counts once.
+    paths : folders of Zarr run stores. A run counts once, however often it is named,
+        copied, or trained again to the same parameters. ``dataset`` stands for the
+        content: different data of one name have the start of their hash behind it.
+        What was counted once or told apart is in the attribute ``kept_apart``.
     partial : leave out stores that are not complete instead of refusing; they are
         listed in the attribute ``skipped``.
 
@@ -83,8 +87,8 @@ def combine_runs(paths: Iterable[str | Path], partial: bool = False) -> xr.Datas
     Dataset over (run, eval, update, score). Its coordinates are what each run was
     (``run_id, algorithm, mode, dataset, model, partition, seed``: indexes, one of
     which `Dataset.sel` takes at a time; ``status, stop_reason``), its provenance, its
-    ``store``, and one named ``config.<key>`` for every configuration field that varies
-    (their names are the attribute ``config_varies``).
+    ``store``, ``data_sha256``, and one named ``config.<key>`` for every configuration
+    field that varies (their names are the attribute ``config_varies``).
 
     Raises
     ------
@@ -176,10 +180,15 @@ def summary_table(ds: xr.Dataset) -> pd.DataFrame:
 
 
 def _combine(runs: Sequence[RunArrays], skipped: list[str]) -> xr.Dataset:
+    runs, notes = distinct_runs(runs)
+    labels, more = data_labels(runs)
     configs = varying_fields(
         [json.loads(without_secrets(run.attrs.get("config", "{}"))) for run in runs]
     )
     coords = {name: _coordinate(name, runs) for name in COORDINATES}
+    coords["dataset"] = ("run", np.array(labels), coords["dataset"][2])
+    hashes = np.array([str(run.attrs.get("data_sha256", "")) for run in runs])
+    coords["data_sha256"] = ("run", hashes, {"long_name": "content hash of the data"})
     stores = np.array([str(run.stored.path) for run in runs])
     coords["store"] = ("run", stores, {"long_name": "run store"})
     clocks = np.array([str(run.attrs.get("clock", "wall")) for run in runs])
@@ -195,6 +204,7 @@ def _combine(runs: Sequence[RunArrays], skipped: list[str]) -> xr.Dataset:
         "source": "ndcao run stores",
         "config_varies": list(configs),
         "skipped": skipped,
+        "kept_apart": [*notes, *more],
     }
     ds = xr.Dataset(_variables(runs), coords, attrs)
     for name in INDEXED:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from distributed import get_worker
 from torch import Tensor, nn
 
 from blocks.activity import ActivityModel, check_blocks
@@ -357,7 +358,7 @@ def context_of(spec: RunSpec, *, anew: bool = False) -> Context:
         if found is not None and anew and found.runs_user_code:
             found = None
         if found is None or not _same_start(found.spec, spec):
-            found = Context(spec, open_store(spec.store))
+            found = Context(spec, _told(spec))
         if spec.origin and spec.origin != found.origin_sha256:
             raise UserCodeError(
                 "`model` must build the same network on every machine; got "
@@ -370,6 +371,37 @@ def context_of(spec: RunSpec, *, anew: bool = False) -> Context:
             _CACHE.pop(next(iter(_CACHE)))
     prepare(spec.config)
     return found
+
+
+def _told(spec: RunSpec) -> DataStore:
+    """Open the data that the run was told; what is loaded of them later is checked.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError — if this process sees none, or others, there.
+    """
+    try:
+        store = open_store(spec.store, verify=False)
+    except FileNotFoundError as err:
+        raise FileNotFoundError(
+            f"`dataset` must be in every process of a run; got nothing at {spec.store} "
+            f"in {_here()}. Copy the store there, or share its folder."
+        ) from err
+    if store.content_sha256 != spec.content_sha256:
+        raise ValueError(
+            f"`dataset` must be the same in every process of a run; got content hash "
+            f"{store.content_sha256} at {spec.store} in {_here()}, not "
+            f"{spec.content_sha256}. Put the run's own data there and train it again."
+        )
+    return store
+
+
+def _here() -> str:
+    host = socket.gethostname()
+    try:
+        return f"worker {get_worker().name} on {host}"
+    except ValueError:
+        return f"this process on {host}"
 
 
 def drop_contexts() -> None:

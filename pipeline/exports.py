@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "check_export", "evaluation_table", "write_export"]
 
-_NOT_IN_TABLES = ("versions", "hardware", "config", "store", "git_dirty")
+_NOT_IN_TABLES = ("data_sha256", "versions", "hardware", "config", "store", "git_dirty")
 _RUN_FIGURES = ("eval_time_s", "total_time_s", "n_reruns", "n_workers")
 _KINDS = {".nc": "netcdf", ".csv": "csv", ".parquet": "parquet"}
 _DESCRIBING = ("units", "long_name", "description")

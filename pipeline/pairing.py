@@ -140,7 +140,7 @@ def _advice(ds: xr.Dataset, one: int, other: int) -> str:
         if repr(ds[field].values[one]) != repr(ds[field].values[other])
     ]
     if not differing:
-        return "They are the same run: name it once."
+        return "They are one run, trained more than once: name one of them."
     return f"Choose one value of {', '.join(differing)}."
 
 

@@ -193,6 +193,7 @@ def _notes(
             f"{_count(len(ended), 'run')} ended early; the figures are from there: "
             f"{names}{more}."
         )
+    yield from ds.attrs.get("kept_apart", ())
     skipped = [*left_out, *ds.attrs.get("skipped", [])]
     if skipped:
         yield f"Left out: {'; '.join(skipped)}."
