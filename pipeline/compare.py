@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from pipeline.cluster_config import without_secrets
-from pipeline.distinct import data_labels, distinct_runs
+from pipeline.distinct import data_labels, distinct_runs, same_seeds
 from pipeline.run_arrays import (
     COMBINED,
     RAGGED,
@@ -198,13 +198,14 @@ def _combine(runs: Sequence[RunArrays], skipped: list[str]) -> xr.Dataset:
         key: ("run", values, field_attributes(key, values))
         for key, values in configs.items()
     }
+    ids, *telling = (coords[name][1].tolist() for name in (*INDEXED, *configs))
     attrs = {
         "title": "Comparison of ndcao runs",
         "Conventions": "CF-1.11",
         "source": "ndcao run stores",
         "config_varies": list(configs),
         "skipped": skipped,
-        "kept_apart": [*notes, *more],
+        "kept_apart": [*notes, *more, *same_seeds(ids, [*zip(*telling, strict=True)])],
     }
     ds = xr.Dataset(_variables(runs), coords, attrs)
     for name in INDEXED:

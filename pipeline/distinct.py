@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
 from pipeline.run_arrays import RunArrays
 
-__all__ = ["data_labels", "distinct_runs"]
+__all__ = ["data_labels", "distinct_runs", "same_seeds"]
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -19,8 +19,7 @@ def distinct_runs(runs: Sequence[RunArrays]) -> tuple[list[RunArrays], list[str]
     """Return the runs without copies, and a sentence for each run that has some.
 
     Stores with the same run id and the same final parameters are one run, however often
-    it was copied or trained. Those with the same id and other parameters (an
-    asynchronous run that was trained again) are counted each, and named.
+    it was copied or trained.
     """
     once = _grouped(runs, [(_of(r, "run_id"), _of(r, "params_sha256")) for r in runs])
     kept = [same[0] for same in once.values()]
@@ -30,14 +29,25 @@ def distinct_runs(runs: Sequence[RunArrays]) -> tuple[list[RunArrays], list[str]
         for same in once.values()
         if len(same) > 1
     ]
-    by_id = _grouped(kept, [_of(run, "run_id") for run in kept])
-    sentences += [
-        f"{run_id} was trained {len(found)} times with different outcomes: each is "
-        "counted, but they share a seed and are not independent."
-        for run_id, found in by_id.items()
+    return kept, sentences
+
+
+def same_seeds(run_ids: Sequence[str], keys: Sequence[Hashable]) -> list[str]:
+    """Return a sentence for runs that share seed and settings, and are not one run.
+
+    An asynchronous run that was trained again, or runs of other code: they are samples
+    of their own, but not independent ones, and no two of them can be paired.
+
+    Parameters
+    ----------
+    keys : seed and settings of each run.
+    """
+    return [
+        f"{' and '.join(dict.fromkeys(found))} ({len(found)} runs) share seed and "
+        "settings and ended differently: each is counted, but they are not independent."
+        for found in _grouped(run_ids, keys).values()
         if len(found) > 1
     ]
-    return kept, sentences
 
 
 def data_labels(runs: Sequence[RunArrays]) -> tuple[list[str], list[str]]:

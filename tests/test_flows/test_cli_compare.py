@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -90,3 +91,22 @@ def test_compare__an_unknown_export_is_bad_input_before_any_work(capsys, home):
     error = capsys.readouterr().err
     assert "must end with .nc, .zarr, .csv, .parquet; got 'runs.xlsx'" in error
     assert not Path("report.html").exists()
+
+
+def test_compare__says_what_counts_once_and_refuses_an_edited_figure(capsys, run_ids):
+    (store,) = Path().rglob(f"{run_ids[1]}.zarr")
+    copy = Path(shutil.copytree(store, "copy.zarr"))
+    assert run(["compare", *run_ids, str(copy), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["runs"]) == 2
+    (note,) = answer["notes"]
+    assert note.startswith(f"{run_ids[1]} is counted once, although it is in 2 stores")
+    assert run(["compare", *run_ids, str(copy)]) == 0
+    assert "is counted once" in " ".join(capsys.readouterr().err.split())
+    meta = json.loads((copy / "zarr.json").read_text(encoding="utf-8"))
+    meta["attributes"]["test_accuracy"] = 1.0
+    (copy / "zarr.json").write_text(json.dumps(meta), encoding="utf-8")
+    assert run(["compare", run_ids[0], str(copy)]) == 2
+    error = capsys.readouterr().err
+    assert "`paths` must be complete run stores; got copy.zarr (attributes in" in error
+    assert "Traceback" not in error

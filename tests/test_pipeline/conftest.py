@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -112,7 +113,7 @@ def make_run(
             "n_reruns": 0,
             "n_workers": 2,
             "worker_names": ["0", "1"],
-            "params_sha256": "0" * 64,
+            "params_sha256": _sha256([algorithm, mode, seed, attrs, config]),
             "git_commit": "c0ffee0123456789",
             "git_dirty": False,
             "versions": json.dumps({"python": "3.11.9", "torch": "2.9.0"}),
@@ -123,6 +124,10 @@ def make_run(
     )
     check_schema(ds)
     return ds
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def store_run(ds: xr.Dataset, folder: Path, *, complete: bool = True) -> Path:

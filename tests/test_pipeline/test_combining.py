@@ -84,7 +84,10 @@ def test_run_tree__has_updates_of_each_run_at_their_own_length(
 def test_run_tree__keeps_two_stores_of_one_run_apart(
     tmp_path, synthetic_run, write_run
 ):
-    paths = [write_run(synthetic_run(), tmp_path / name) for name in ("a", "b")]
+    paths = [
+        write_run(synthetic_run(attrs={"params_sha256": name * 64}), tmp_path / name)
+        for name in ("a", "b")
+    ]
     tree = run_tree(combine_runs(paths))
     (first, second) = tree.children
     assert second == f"{first}~2"
