@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from pipeline.cluster_config import without_secrets
-from pipeline.distinct import data_labels, distinct_runs, same_seeds
+from pipeline.distinct import code_labels, data_labels, distinct_runs, same_seeds
 from pipeline.run_arrays import (
     COMBINED,
     RAGGED,
@@ -182,8 +182,14 @@ def summary_table(ds: xr.Dataset) -> pd.DataFrame:
 def _combine(runs: Sequence[RunArrays], skipped: list[str]) -> xr.Dataset:
     runs, notes = distinct_runs(runs)
     labels, more = data_labels(runs)
+    settings = (
+        json.loads(without_secrets(run.attrs.get("config", "{}"))) for run in runs
+    )
     configs = varying_fields(
-        [json.loads(without_secrets(run.attrs.get("config", "{}"))) for run in runs]
+        [
+            own | ({"user_code": code} if code else {})
+            for own, code in zip(settings, code_labels(runs), strict=True)
+        ]
     )
     coords = {name: _coordinate(name, runs) for name in COORDINATES}
     coords["dataset"] = ("run", np.array(labels), coords["dataset"][2])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
 from pipeline.run_arrays import RunArrays
 
-__all__ = ["data_labels", "distinct_runs", "same_seeds"]
+__all__ = ["code_labels", "data_labels", "distinct_runs", "same_seeds"]
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -88,6 +89,22 @@ def data_labels(runs: Sequence[RunArrays]) -> tuple[list[str], list[str]]:
         if len(of) > 1
     ]
     return [label[key] for key in keys], sentences
+
+
+def code_labels(runs: Sequence[RunArrays]) -> list[str]:
+    """Return the start of the hash of each run's own code; "" where names say enough.
+
+    They do unless a model and a loss of the same names have different code.
+    """
+    texts = [json.loads(_of(run, "user_code") or "{}") for run in runs]
+    digests = [str(text.get("digest", "")) for text in texts]
+    configs = [json.loads(_of(run, "config") or "{}") for run in runs]
+    names = [json.dumps([c.get("model"), c.get("loss")]) for c in configs]
+    several = {n for n, own in _grouped(digests, names).items() if len({*own}) > 1}
+    return [
+        (digest[:_SHORT] or "unknown") if name in several else ""
+        for digest, name in zip(digests, names, strict=True)
+    ]
 
 
 def _of(run: RunArrays, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -124,3 +125,16 @@ def test_combine__runs_that_hold_no_hash_go_by_their_name(store) -> None:
         "cats",
         "pets (a1a1a1a1)",
     ]
+
+
+def test_groups__runs_of_the_same_names_and_other_code_are_never_averaged(
+    store,
+) -> None:
+    code = [json.dumps({"digest": c * 64}) for c in "cd"]
+    runs = [store(s, user_code=code[0]) for s in (0, 1)] + [store(2, user_code=code[1])]
+    ds = combine_runs(runs)
+    assert [group.label for group in group_runs(ds)] == [
+        "nd-cao sync · user_code=cccccccc",
+        "nd-cao sync · user_code=dddddddd",
+    ]
+    assert "config.user_code" not in combine_runs(runs[:2])
