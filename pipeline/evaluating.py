@@ -24,6 +24,7 @@ from pipeline.runs import standard_of
 from pipeline.store import ensure_store
 from pipeline.trial import try_user_code
 from pipeline.trust import require
+from pipeline.user_code import recorded_code
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def score_again(
 ) -> dict[str, Any]:
     """Score a run's final network (see ``runs.evaluate_run``)."""
     config = RunConfig.model_validate_json(ds.attrs["config"])
-    require(config, ds.attrs["run_id"], trust=trust)
+    recorded = recorded_code(ds.attrs)
+    require(config, ds.attrs["run_id"], trust=trust, recorded=recorded)
     if config.device == "cuda" and not torch.cuda.is_available():
         config = config.model_copy(update={"device": "cpu"})
     data = data_of(ds) if dataset is None else open_store(ensure_store(dataset))

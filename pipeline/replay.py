@@ -28,6 +28,7 @@ from pipeline.run_store import open_run
 from pipeline.runs import find_run, results_folder, store_path, summary
 from pipeline.trust import require
 from pipeline.updates import published
+from pipeline.user_code import recorded_code
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def replay(
     ds = open_run(store_path(folder, run_id))
     ds.attrs["store"] = str(store_path(folder, run_id))
     config = RunConfig.model_validate_json(ds.attrs["config"])
-    require(config, run_id, trust=trust)
+    require(config, run_id, trust=trust, recorded=recorded_code(ds.attrs))
     context = _context(ds, config, results_folder(results))
     params, losses_match = recompute(context, ds)
     digest = params_sha256(host(params))

@@ -234,10 +234,12 @@ def load_model(
     from pipeline.network_check import answers
     from pipeline.pack import tensor
     from pipeline.trust import require
+    from pipeline.user_code import recorded_code
 
     ds = run if isinstance(run, xr.Dataset) else open_named(run, results)
     config = RunConfig.model_validate_json(ds.attrs["config"])
-    require(config, ds.attrs["run_id"], trust=trust)
+    recorded = recorded_code(ds.attrs)
+    require(config, ds.attrs["run_id"], trust=trust, recorded=recorded)
     own = config.model.name if is_dotted(config.model.name) else ""
     model = FlatModel(_bare_module(ds), user=own)
     params = tensor(ds["params"].values)

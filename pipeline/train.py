@@ -72,6 +72,7 @@ from pipeline.user_code import (
     check_unchanged,
     code_of,
     own_names,
+    recorded_code,
     without_code,
 )
 
@@ -242,7 +243,7 @@ def _continued(
     data = json.loads(saved["config"])
     data["cluster"] = moved(data["cluster"], cluster)
     config = validate_config(data)
-    require(config, run_id, trust=trust)
+    require(config, run_id, trust=trust, recorded=recorded_code(saved))
     check_complete(config.cluster)
     check_rules(saved, config, checkpoint_path(folder, run_id))
     store = same_data(

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.loaded_code import bytecode_is_of
 from pipeline.module_files import closure
-from pipeline.user_code import own_names
+from pipeline.user_code import UserCode, own_names
 from pipeline.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -62,8 +62,16 @@ def remember(config: RunConfig) -> None:
         )
 
 
-def require(config: RunConfig, run_id: str, *, trust: bool) -> None:
+def require(
+    config: RunConfig,
+    run_id: str,
+    *,
+    trust: bool,
+    recorded: UserCode | None = None,
+) -> None:
     """Refuse to run the code of a record that is neither trusted nor the user's own.
+
+    ``recorded`` is the code that it was made with, to say what has changed since.
 
     Raises
     ------
@@ -75,7 +83,10 @@ def require(config: RunConfig, run_id: str, *, trust: bool) -> None:
     path = _list_path()
     if path is not None and _key(config) in _entries(path):
         return
-    files = closure(_modules(config), imported=False).files
+    code = closure(_modules(config), imported=False)
+    files, then = code.files, recorded.modules if recorded else {}
+    changed = [n for n, sha in code.hashes.items() if then.get(n, sha) != sha]
+    since = f" (`{changed[0]}` has changed since it was made)" if changed else ""
     called = " and ".join(
         f"`{name}` of {files.get(name.partition(':')[0], 'an installed package')}"
         for name in names
@@ -83,8 +94,8 @@ def require(config: RunConfig, run_id: str, *, trust: bool) -> None:
     options = f" with options {config.model.options!r}" if config.model.options else ""
     raise ValueError(
         f"`run` must be trusted to run its own code, which you have not trained with; "
-        f"{run_id} would call {called}{options}. Pass --trust (in Python: trust=True) "
-        "if you know where it comes from."
+        f"{run_id} would call {called}{options}{since}. Pass --trust "
+        "(in Python: trust=True) if you know where it comes from."
     )
 
 

@@ -336,6 +336,10 @@ def test_evaluate_replay_and_load__say_which_code_has_changed_and_what_it_does(
     load_model(store)
     assert caplog.messages == []
     folder.write(own_layers=LAYERS.replace("Tanh", "ReLU"))
+    changed = r"must be trusted.*\(`own_layers` has changed since it was made\)"
+    for read in (evaluate_run, replay, load_model):  # it is nobody's code yet
+        with pytest.raises(ValueError, match=changed):
+            read(store)
     caplog.clear()
     load_model(store, trust=True)
     evaluated = evaluate_run(store, trust=True)["warnings"]
