@@ -77,6 +77,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "code").mkdir()
     monkeypatch.syspath_prepend(tmp_path / "code")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     found = Folder(tmp_path / "code")
     found.write(own_net=NET, own_layers=LAYERS, own_loss=LOSS)
     yield found
