@@ -100,7 +100,9 @@ def activity_table(runs: Sequence[RunActivity], n_runs: int) -> str:
         f'<table class="sortable" id="activity"><thead><tr>{head}</tr></thead><tbody>\n'
         f"{rows}\n</tbody></table>"
     )
-    missing = [f"{one.run_id}: {one.missing}" for one in runs if one.missing]
+    missing = [
+        f"{one.run_id}: {one.missing}".rstrip(".") for one in runs if one.missing
+    ]
     notes = [f"Without updates to show: {'; '.join(missing)}."] * bool(missing)
     if len(runs) < n_runs:
         notes.append(f"Of {len(runs)} of {n_runs:,} runs, as many of every method.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pipeline.sources.streams import (
     open_stream,
     refuse_unsafe_name,
     require_file,
+    unpacked_file,
 )
 
 SHAPE = (3, 32, 32)
@@ -117,7 +117,7 @@ def _unpack(source: Path, stack: ExitStack) -> dict[str, _Member]:
                                 "`source` must hold each batch once; got a second "
                                 f"{info.name} at {source}. Pack it again."
                             )
-                        file = stack.enter_context(_temporary())
+                        file = stack.enter_context(unpacked_file(source))
                         found[name] = _spool(unpacked, file, f"{source}: {info.name}")
             stream.drain()  # gzip's checksum comes last
         except tarfile.TarError as err:
@@ -136,14 +136,10 @@ def _copy_folder(source: Path, stack: ExitStack) -> dict[str, _Member]:
     for name in CIFAR10_MEMBERS:
         path = folder / name
         if path.exists():
-            file = stack.enter_context(_temporary())
+            file = stack.enter_context(unpacked_file(source))
             with open_stream(path) as stream:
                 found[name] = _spool(stream, file, str(path))
     return found
-
-
-def _temporary() -> IO[bytes]:
-    return tempfile.TemporaryFile()
 
 
 def _spool(unpacked: IO[bytes] | CheckedStream, file: IO[bytes], where: str) -> _Member:

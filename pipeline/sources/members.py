@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-import tempfile
 import unicodedata
 import zipfile
 import zlib
@@ -23,6 +22,7 @@ from pipeline.sources.streams import (
     refuse_bomb,
     refuse_unsafe_name,
     require_file,
+    unpacked_file,
     zip_damage,
 )
 
@@ -78,7 +78,7 @@ def open_members(source: Path, notes: Notes) -> Iterator[Members]:
     if start.startswith(GZIP_START) or (
         start != ZIP_START and tarfile.is_tarfile(source)
     ):
-        with tempfile.TemporaryFile() as unpacked:
+        with unpacked_file(source) as unpacked:
             yield _of_tar(source, unpacked, notes)
         return
 

@@ -9,13 +9,15 @@ import io
 import lzma
 import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import BinaryIO, Self
+from typing import IO, BinaryIO, Self
 
+from pipeline.partial import NO_ROOM
 from pipeline.sources import raw
 
 PIECE_BYTES = 2**20
@@ -120,6 +122,27 @@ def zip_damage(say: Callable[[str], ValueError]) -> Iterator[None]:
         if err.errno not in {None, errno.EINVAL}:
             raise
         raise say(str(err)) from err
+
+
+@contextmanager
+def unpacked_file(source: Path) -> Iterator[IO[bytes]]:
+    """Yield a nameless temporary file for what ``source`` unpacks to.
+
+    Raises
+    ------
+    RuntimeError — if the disk of temporary files has no room for it.
+    """
+    try:
+        with tempfile.TemporaryFile() as file:
+            yield file
+    except OSError as err:
+        if err.errno not in NO_ROOM:
+            raise
+        raise RuntimeError(
+            f"`{tempfile.gettempdir()}` must have room on its disk for what {source} "
+            f"unpacks to; got '{err.strerror}'. Free space there, or name another "
+            "folder in TMPDIR."
+        ) from err
 
 
 class WholeTarInfo(tarfile.TarInfo):

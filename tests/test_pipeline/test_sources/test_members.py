@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -15,6 +16,7 @@ import pytest
 from pipeline.sources import members, raw
 from pipeline.sources.members import open_members
 from pipeline.sources.notes import Notes
+from pipeline.sources.streams import unpacked_file
 
 
 def names(source, notes=None):
@@ -283,3 +285,12 @@ def test_image_folder__a_zip_whose_places_lie_before_its_start_is_refused(
     source.write_bytes(content[:4] + content[60:])
     with pytest.raises(ValueError, match=r"`source` must hold whole files"):
         read("image-folder", source)
+
+
+def test_unpacked_file__a_full_disk_names_the_folder_of_temporary_files(tmp_path):
+    source = tmp_path / "a.tar.gz"
+    with (
+        pytest.raises(RuntimeError, match=f"must have room on its disk .*{source}"),
+        unpacked_file(source),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
