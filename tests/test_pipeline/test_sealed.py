@@ -66,6 +66,17 @@ def test_list_runs__a_root_of_another_run_is_damage(run, written) -> None:
     assert info.status == "damaged"
 
 
+def test_list_runs__a_root_of_another_run_of_equal_times_is_damage(
+    tmp_path, synthetic_run
+) -> None:
+    times = synthetic_run(seed=0)["wall_time_s"]  # as on a virtual clock
+    for seed in (0, 1):
+        ds = synthetic_run(seed=seed).assign(wall_time_s=times)
+        write_run(ds, tmp_path / "e" / f"{seed}.zarr")
+    shutil.copy(tmp_path / "e" / "1.zarr" / "zarr.json", tmp_path / "e" / "0.zarr")
+    assert [info.status for info in list_runs(tmp_path)] == ["damaged", "complete"]
+
+
 @by_reader
 def test_readers__refuse_another_runs_chunk(read, run, written) -> None:
     (run / CHUNK).write_bytes((written[1] / CHUNK).read_bytes())
