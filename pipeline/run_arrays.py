@@ -105,20 +105,36 @@ def lazy_rows(runs: Sequence[RunArrays], name: str, length: int) -> Any:
     import dask.array as da
 
     dtype = np.dtype(VARIABLES[name].dtype)
-
-    def load(block: np.ndarray) -> np.ndarray:
-        rows = read_variables([(runs[place].stored, name) for place in block])
-        return np.stack([padded(row.astype(dtype, copy=False), length) for row in rows])
-
     at_once = min(_MOST_RUNS, max(1, _BLOCK_BYTES // max(1, length * dtype.itemsize)))
     places = da.from_array(np.arange(len(runs)), chunks=at_once, name=False)
     return places.map_blocks(
-        load,
+        _Rows([run.stored for run in runs], name, length, dtype),
         dtype=dtype,
         new_axis=1,
         chunks=(places.chunks[0], (length,)),
         meta=np.empty((0, 0), dtype=dtype),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Reads a variable of the runs at some places, padded to one length."""
+
+    runs: Sequence[StoredRun]
+    name: str
+    length: int
+    dtype: np.dtype
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        rows = read_variables([(self.runs[place], self.name) for place in places])
+        return np.stack(
+            [padded(row.astype(self.dtype, copy=False), self.length) for row in rows]
+        )
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        """Name the graph by what is read: Dask would pickle all lists of files."""
+        told = [f"{r.path} {r.attrs['content_sha256']}" for r in self.runs]
+        return self.name, self.length, "\n".join(told)
 
 
 def lazy_variable(run: StoredRun, name: str) -> Any:
