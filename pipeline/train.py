@@ -231,7 +231,7 @@ def resume(
         job = _continued(saved, folder, cluster or {}, trust)
         warnings = without_code(saved, job.spec.config, run_id)
         ds = _train(job, saved, progress, stop, began)
-        ds.attrs["warnings"] = warnings
+        ds.attrs["warnings"] = warnings + ds.attrs["warnings"]
         return ds
 
 
