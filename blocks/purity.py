@@ -98,11 +98,14 @@ def check_function(code: Code, *, finite: bool = True) -> None:
     before = _generators()
     first = code.ask(rows)
     drawn = [k for k, state in _generators().items() if state != before[k]]
+    model = code.setting == "model"
     if drawn:
         raise code.error(
-            "use no randomness where it is scored and evaluated",
+            "use no randomness"
+            + (" where it is scored and evaluated" if model else ""),
             f"which drew from {drawn[0]} generator",
-            "Take chance out of it, or let it draw in training mode only.",
+            "Take chance out of it"
+            + (", or let it draw in training mode only." if model else "."),
         )
     bad = ~torch.isfinite(first.reshape(len(rows), -1)).all(1)
     if finite and bad.any():

@@ -108,6 +108,11 @@ def closure(
     return found
 
 
+def is_there(name: str) -> bool:
+    """Whether an import would find a module of this name; nothing is imported."""
+    return _place(name, imported=False) is not None or name in sys.modules
+
+
 def _prefixes(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]

@@ -29,7 +29,7 @@ from pipeline.checkpoints import (
     is_over,
     standing,
 )
-from pipeline.cluster_config import check_complete, moved
+from pipeline.cluster_config import check_complete, moved, recorded
 from pipeline.config import RunConfig, validate_config
 from pipeline.context import Context, RunSpec, context_of
 from pipeline.data_store import DataStore, open_store
@@ -66,7 +66,7 @@ from pipeline.runs import (
 )
 from pipeline.store import ensure_store
 from pipeline.trial import try_user_code
-from pipeline.trust import remember, require
+from pipeline.trust import remember, require, require_scheduler
 from pipeline.user_code import (
     NO_CODE,
     check_unchanged,
@@ -241,8 +241,10 @@ def _continued(
     """The run that a checkpoint is of, on another cluster if settings are given."""
     run_id = saved["run_id"]
     data = json.loads(saved["config"])
-    data["cluster"] = moved(data["cluster"], cluster)
+    # A record keeps no options: values in it are not of ours, and may be commands.
+    data["cluster"] = moved(recorded(data["cluster"]), cluster)
     config = validate_config(data)
+    require_scheduler(config, run_id, cluster, trust=trust)
     require(config, run_id, trust=trust, recorded=recorded_code(saved))
     check_complete(config.cluster)
     check_rules(saved, config, checkpoint_path(folder, run_id))

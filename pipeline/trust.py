@@ -16,47 +16,52 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from pipeline.loaded_code import bytecode_is_of
-from pipeline.module_files import closure
+from pipeline.module_files import closure, is_there
 from pipeline.user_code import UserCode, own_names
 from pipeline.whole_file import write_whole
 
 if TYPE_CHECKING:
+    from pipeline.cluster_config import ClusterConfig
     from pipeline.config import RunConfig
 
 logger = logging.getLogger(__name__)
 
 LOCK_S = 10.0
+OF_A_SCHEDULER = {"address": "address", "scheduler-file": "scheduler_file"}
 MOST = 2_000  # files of a folder that an option names
 
 
 def remember(config: RunConfig) -> None:
-    """Note the code of settings that this user trains with as the user's own."""
-    if not own_names(config):
-        return
-    path, code = _list_path(), closure(_modules(config), imported=False)
-    if path is None or not (code.hashes or code.installed):
-        return  # nothing that could be told from another's
-    key = _key(config)
-    if key in _entries(path):
+    """Note the code and the scheduler of settings that this user trains with."""
+    path, own = _list_path(), {}
+    if own_names(config):
+        code = closure(_modules(config), imported=False)
+        if code.hashes or code.installed:  # else it is told from no other's
+            own[_key(config)] = own_names(config)
+    if place := _scheduler(config.cluster):
+        own[_place_key(place)] = [place]
+    if path is None or own.keys() <= _entries(path).keys():
         return
     today = datetime.date.today().isoformat()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_S):
-            entries = _entries(path) | {key: {"of": own_names(config), "since": today}}
+            fresh = {key: {"of": of, "since": today} for key, of in own.items()}
+            entries = _entries(path) | fresh
             text = json.dumps({"format": 1, "entries": entries}, indent=1)
             write_whole(path, text, mode=0o600)
     except (OSError, RuntimeError, Timeout) as err:
         logger.warning(
-            "`%s` must be writable for this user's own code to be known later; got "
-            "%s. Evaluating this run will ask for --trust.",
+            "`%s` must be writable for this user's own code and schedulers to be known "
+            "later; got %s. Going on with this run, or evaluating it, may ask for "
+            "--trust.",
             path,
             err,
         )
@@ -83,13 +88,21 @@ def require(
     path = _list_path()
     if path is not None and _key(config) in _entries(path):
         return
-    code = closure(_modules(config), imported=False)
+    modules = _modules(config)
+    code = closure(modules, imported=False)
     files, then = code.files, recorded.modules if recorded else {}
+    for name, module in zip(names, modules, strict=True):
+        if not is_there(module):
+            raise ValueError(
+                f"`run` must find the code that it names; got {run_id}, which would "
+                f"call `{name}`, and there is no module `{module}` here. Put the "
+                "folder that it lies in on PYTHONPATH, or install its package."
+            )
     changed = [n for n, sha in code.hashes.items() if then.get(n, sha) != sha]
     since = f" (`{changed[0]}` has changed since it was made)" if changed else ""
     called = " and ".join(
-        f"`{name}` of {files.get(name.partition(':')[0], 'an installed package')}"
-        for name in names
+        f"`{name}` of {files.get(module, 'an installed package')}"
+        for name, module in zip(names, modules, strict=True)
     )
     options = f" with options {config.model.options!r}" if config.model.options else ""
     raise ValueError(
@@ -97,6 +110,47 @@ def require(
         f"{run_id} would call {called}{options}{since}. Pass --trust "
         "(in Python: trust=True) if you know where it comes from."
     )
+
+
+def require_scheduler(
+    config: RunConfig, run_id: str, given: Iterable[str], *, trust: bool
+) -> None:
+    """Refuse to connect to a scheduler that only a record names.
+
+    A client runs what comes from its scheduler and workers.
+
+    Parameters
+    ----------
+    given : settings of the cluster that are not the record's.
+
+    Raises
+    ------
+    ValueError — if this user has never trained there.
+    """
+    place, path = _scheduler(config.cluster), _list_path()
+    if trust or not place or OF_A_SCHEDULER[config.cluster.kind] in given:
+        return
+    if path is not None and _place_key(place) in _entries(path):
+        return
+    raise ValueError(
+        f"`run` must be trusted to choose a scheduler that you have not trained with, "
+        f"as schedulers and workers run code here; {run_id} would connect to {place}. "
+        "Pass --address or --scheduler-file yourself, or --trust (in Python: "
+        "trust=True) if you know where it comes from."
+    )
+
+
+def _scheduler(cluster: ClusterConfig) -> str:
+    """The scheduler that settings lead to; "" if it is started by the run itself."""
+    if cluster.kind == "address":
+        return str(cluster.address)
+    if cluster.kind == "scheduler-file":
+        return str(Path(str(cluster.scheduler_file)).expanduser().resolve())
+    return ""
+
+
+def _place_key(place: str) -> str:
+    return hashlib.sha256(f"scheduler {place}".encode()).hexdigest()
 
 
 def _modules(config: RunConfig) -> list[str]:

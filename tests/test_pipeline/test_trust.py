@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import pack
 from pipeline.config import load_config
 from pipeline.replay import replay
 from pipeline.run_store import open_run, write_run
 from pipeline.runs import evaluate_run, export_run, load_model, load_standardise
 from pipeline.train import resume, train
-from pipeline.trust import remember, require
+from pipeline.trust import remember, require, require_scheduler
 
 NET = """
 from pathlib import Path
@@ -237,3 +238,54 @@ def test_built_in_runs_and_standardisation__need_no_trust(
     assert evaluate_run(sync_run[0].attrs["store"])["warnings"] == []
     assert not state.exists() or os.stat(state).st_size
     load_standardise(shipped[1])
+
+
+def test_code_that_is_not_here__is_said_to_be_missing(shipped) -> None:
+    (shipped[0] / "strange_net.py").unlink()
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match="no module `strange_net` here.*PYTHONPATH"):
+        evaluate_run(shipped[1])
+
+
+def checkpoint_with(cluster, tiny, folder: Path) -> Path:
+    """A checkpoint of a built-in network whose maker chose where it goes on."""
+    stop = threading.Event()
+    stop.set()
+    stopped = train(tiny(budget={"steps": 2}), results=folder, stop=stop)
+    path = Path(stopped.attrs["store"])
+    saved = pack.load(path)
+    config = json.loads(saved["config"]) | {"cluster": cluster}
+    pack.save(path, saved | {"config": json.dumps(config)})
+    return path
+
+
+def test_commands_in_a_checkpoints_cluster__are_not_run(state, tiny, tmp_path) -> None:
+    options = {"job_script_prologue": ["touch ran"]}
+    cluster = {"kind": "jobqueue", "system": "slurm", "options": options}
+    path = checkpoint_with(cluster, tiny, tmp_path)
+    with pytest.raises(ValueError, match=r"`cluster.options` must be given again"):
+        resume(path, trust=True)
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        {"kind": "address", "address": "tcp://192.0.2.1:8786"},
+        {"kind": "scheduler-file", "scheduler_file": "theirs.json"},
+    ],
+)
+def test_a_scheduler_that_only_a_checkpoint_names__is_not_connected_to(
+    cluster, state, tiny, tmp_path
+) -> None:
+    path = checkpoint_with(cluster, tiny, tmp_path)
+    with pytest.raises(ValueError, match=r"must be trusted to choose a scheduler"):
+        resume(path)
+    assert not state.exists()
+    config, given = tiny(cluster=cluster), {"kind": cluster["kind"], **cluster}
+    require_scheduler(config, "run", given, trust=False)
+    require_scheduler(config, "run", {}, trust=True)
+    with pytest.raises(ValueError, match="would connect to .*(192.0.2.1|theirs)"):
+        require_scheduler(config, "run", {"kind"}, trust=False)
+    remember(config)  # as training there does
+    require_scheduler(config, "run", {}, trust=False)
+    assert resume(path, cluster={"kind": "in-process"}).attrs["status"] == "complete"
