@@ -13,7 +13,7 @@ import inspect
 import marshal
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -260,7 +260,74 @@ def bytecode_is_of(file: Path, source: bytes) -> bool:
         return False
 
 
-def shapes_sha256(module: types.ModuleType) -> str:
-    """Hash of what a module without a file defines."""
-    shapes = sorted(repr(_shape(f.__code__)) for f in _functions(module))
-    return hashlib.sha256("\n".join(shapes).encode()).hexdigest()
+def shapes_sha256(module: types.ModuleType, entries: Iterable[str]) -> str:
+    """Hash of what a module without a file defines, as far as ``entries`` need it.
+
+    Followed are functions and classes of its own. Of values that they look up, have as
+    defaults, attributes or fixed arguments, numbers, texts, arrays, and collections of
+    these count; of others their type.
+
+    Parameters
+    ----------
+    entries : names in the module that are called from outside.
+    """
+    names, found = vars(module), dict[str, str]()
+    todo = [entry.partition(".")[0] for entry in entries]
+    while todo:
+        name = todo.pop()
+        if name in found or name not in names:
+            continue
+        value = names[name]
+        kind = value if isinstance(value, type) else type(value)
+        own = kind.__module__ == module.__name__
+        kept = _value(_attributes(value) if own else value)
+        functions = [f for f in _parts(value) if f.__module__ == module.__name__]
+        found[name] = repr([kept, *map(_filled, functions)])
+        todo += [looked for f in functions for looked in _names(f.__code__)]
+        todo += [k.__name__ for k in kind.__mro__ if k.__module__ == module.__name__]
+    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()
+
+
+def _parts(value: Any) -> list[types.FunctionType]:
+    """Functions that a value consists of."""
+    if isinstance(value, functools.partial):
+        return _parts(value.func)
+    if isinstance(value, type):
+        return [f for v in vars(value).values() for f in _unwrapped(v)]
+    return _unwrapped(value)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    own = getattr(value, "__dict__", {})
+    return {k: v for k, v in own.items() if not k.startswith("__")}
+
+
+def _filled(function: types.FunctionType) -> Any:
+    """Code of a function with the values that it was made with."""
+    made = [function.__defaults__, function.__kwdefaults__]
+    cells = inspect.getclosurevars(function).nonlocals
+    return _shape(function.__code__), _value(made), _value(cells)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Names that code looks up outside of itself."""
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return {*code.co_names, *(name for c in inner for name in _names(c))}
+
+
+def _value(value: Any) -> str:
+    """Text of a value that equals that of no other; of what is no data, its type."""
+    if isinstance(value, _SCALARS):
+        return repr(value)
+    if isinstance(value, (set, frozenset)):
+        return f"set {sorted(map(_value, value))}"
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} {[_value(v) for v in value]}"
+    if isinstance(value, dict):
+        return f"dict {[(_value(k), _value(v)) for k, v in value.items()]}"
+    if isinstance(value, functools.partial):
+        called = getattr(value.func, "__qualname__", "")
+        return f"partial {called} {_value(value.args)} {_value(value.keywords)}"
+    if type(value).__module__ in ("numpy", "torch") and hasattr(value, "tolist"):
+        return f"{value.dtype} {value.shape} {value.tolist()}"
+    return type(value).__name__

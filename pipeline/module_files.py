@@ -52,7 +52,8 @@ def closure(
 
     Parameters
     ----------
-    names : modules to begin with.
+    names : modules to begin with; or ``module:name``, of which the name counts in a
+        module that has no file, as a notebook's.
     imported : look at modules as this process has imported them, where it has; else
         at what an import would find on disk.
     files : further files to begin with, by the name of their module.
@@ -62,7 +63,11 @@ def closure(
     ValueError — if the file of an imported module was changed since.
     """
     importlib.invalidate_caches()
-    names, found = set(names), Closure()
+    entries: dict[str, set[str]] = {}
+    for name in names:
+        module, _, entry = name.partition(":")
+        entries.setdefault(module, set()).add(entry)
+    names, found = set(entries), Closure()
     todo = [(prefix, True) for name in names for prefix in _prefixes(name)]
     seen = set(todo)
     sources: dict[str, bytes] = {}
@@ -95,7 +100,7 @@ def closure(
             continue
         if place.file is None:
             if name in names and place.module is not None:  # such as a notebook's own
-                found.hashes[name] = shapes_sha256(place.module)
+                found.hashes[name] = shapes_sha256(place.module, entries[name])
             continue
         distributions = _distributions_of(name, place.file)
         if distributions:
@@ -103,8 +108,8 @@ def closure(
             found.installed |= distributions if written else set()
         elif not _is_pythons(place.file):
             add(name, place)
-    for module in modules:
-        check_held(module, sources, found.files)
+    for loaded in modules:
+        check_held(loaded, sources, found.files)
     return found
 
 
@@ -125,6 +130,7 @@ def _place(name: str, imported: bool) -> Place | None:
         spec = getattr(module, "__spec__", None)
         has = spec is None or spec.has_location
         file = getattr(module, "__file__", None) if has else None
+        file = None if file and file.startswith("<") else file  # piped in: "<stdin>"
         search = getattr(module, "__path__", None)
         folders = None if search is None else tuple(search)
         return Place(Path(file) if file else None, folders, module)

@@ -42,7 +42,7 @@ def remember(config: RunConfig) -> None:
     """Note the code and the scheduler of settings that this user trains with."""
     path, own = _list_path(), {}
     if own_names(config):
-        code = closure(_modules(config), imported=False)
+        code = closure(own_names(config), imported=False)
         if code.hashes or code.installed:  # else it is told from no other's
             own[_key(config)] = own_names(config)
     if place := _scheduler(config.cluster):
@@ -88,8 +88,8 @@ def require(
     path = _list_path()
     if path is not None and _key(config) in _entries(path):
         return
-    modules = _modules(config)
-    code = closure(modules, imported=False)
+    modules = [name.partition(":")[0] for name in names]
+    code = closure(names, imported=False)
     files, then = code.files, recorded.modules if recorded else {}
     for name, module in zip(names, modules, strict=True):
         if not is_there(module):
@@ -153,13 +153,9 @@ def _place_key(place: str) -> str:
     return hashlib.sha256(f"scheduler {place}".encode()).hexdigest()
 
 
-def _modules(config: RunConfig) -> list[str]:
-    return [name.partition(":")[0] for name in own_names(config)]
-
-
 def _key(config: RunConfig) -> str:
     """Hash of what a record would run: names, options, files, and files they name."""
-    code = closure(_modules(config), imported=False)
+    code = closure(own_names(config), imported=False)
     parts = {
         "model": [config.model.name, config.model.arguments()],
         "loss": config.loss,

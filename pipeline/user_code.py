@@ -125,15 +125,15 @@ def code_of(config: RunConfig, network: nn.Module | None) -> UserCode:
         return NO_CODE
     if is_dotted(config.loss):
         load_callable(config.loss, "loss")
-    modules = {name.partition(":")[0] for name in names}
+    parts = set(names)
     files: dict[str, Path] = {}
     if network is not None and is_dotted(config.model.name):
         for kind in {type(layer) for layer in network.modules()}:
             if kind.__module__ in sys.modules:
-                modules.add(kind.__module__)
+                parts.add(f"{kind.__module__}:{kind.__qualname__}")
             else:
                 files |= _file_of(kind)
-    found = closure(modules, imported=True, files=files)
+    found = closure(parts, imported=True, files=files)
     given = {name.partition(":")[0].partition(".")[0] for name in names}
     kept = {d for d in found.installed if d not in RECORDED or d in given}
     return UserCode(dict(sorted(found.hashes.items())), _versions(kept))

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import types
 import zipfile
 from dataclasses import replace
 
@@ -445,3 +446,66 @@ def test_an_older_compiled_file_that_python_takes_for_the_source__is_noticed(
     folder.anew()
     with pytest.raises(ValueError, match=r"`own_loss` must be .* what its file says"):
         train(own(), results=tmp_path)
+
+
+NOTEBOOK = """
+import functools, torch
+from torch import nn
+
+WIDTH, SCALE, WEIGHTS = 4, 1.0, torch.ones(3)
+
+
+class Base(nn.Module):
+    factor = 2.0
+
+
+class Net(Base):
+    def __init__(self, image_shape, n_classes):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, n_classes)
+
+
+def scaled(scale):
+    return lambda logits, targets, power=1: scale * WEIGHTS * SCALE**power
+
+
+loss, fixed = scaled(1.0), functools.partial(scaled(2.0), power=3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("cell", "same"),
+    [
+        ("def plot(): return index", True),
+        ("index, ds = 3, object()", True),
+        ("loss = scaled(1.0)", True),
+        ("WIDTH = 5", False),
+        ("SCALE = 2.0", False),
+        ("WEIGHTS = 2 * WEIGHTS", False),
+        ("Base.factor = 3.0", False),
+        ("loss = scaled(2.0)", False),
+        ("loss.__defaults__ = (2,)", False),
+        ("loss = fixed", False),
+        ("fixed = functools.partial(scaled(2.0), power=4)", True),
+    ],
+)
+def test_code_of_a_notebook__covers_what_its_model_and_loss_need_and_nothing_else(
+    cell, same, tiny, monkeypatch
+) -> None:
+    notebook = types.ModuleType("own_notebook")
+    monkeypatch.setitem(sys.modules, "own_notebook", notebook)
+    exec(NOTEBOOK, vars(notebook))
+    config = tiny(model={"name": "own_notebook:Net"}, loss="own_notebook:loss")
+    before = code_of(config, None)
+    exec(cell, vars(notebook))
+    assert (code_of(config, None) == before) is same
+    assert before.modules.keys() == {"own_notebook"}
+
+
+def test_code_that_is_piped_in__has_no_file(tiny, monkeypatch) -> None:
+    piped = types.ModuleType("own_notebook")
+    piped.__file__ = "<stdin>"
+    monkeypatch.setitem(sys.modules, "own_notebook", piped)
+    exec(NOTEBOOK, vars(piped))
+    config = tiny(model={"name": "own_notebook:Net"}, loss="own_notebook:loss")
+    assert code_of(config, None).modules.keys() == {"own_notebook"}

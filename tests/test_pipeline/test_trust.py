@@ -243,7 +243,7 @@ def test_built_in_runs_and_standardisation__need_no_trust(
 def test_code_that_is_not_here__is_said_to_be_missing(shipped) -> None:
     (shipped[0] / "strange_net.py").unlink()
     importlib.invalidate_caches()
-    with pytest.raises(ValueError, match="no module `strange_net` here.*PYTHONPATH"):
+    with pytest.raises(ValueError, match=r"no module `strange_net` here.*PYTHONPATH"):
         evaluate_run(shipped[1])
 
 
@@ -284,7 +284,7 @@ def test_a_scheduler_that_only_a_checkpoint_names__is_not_connected_to(
     config, given = tiny(cluster=cluster), {"kind": cluster["kind"], **cluster}
     require_scheduler(config, "run", given, trust=False)
     require_scheduler(config, "run", {}, trust=True)
-    with pytest.raises(ValueError, match="would connect to .*(192.0.2.1|theirs)"):
+    with pytest.raises(ValueError, match=r"would connect to .*(192\.0\.2\.1|theirs)"):
         require_scheduler(config, "run", {"kind"}, trust=False)
     remember(config)  # as training there does
     require_scheduler(config, "run", {}, trust=False)
