@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
@@ -302,11 +303,17 @@ def problems_of(err: ValueError) -> list[tuple[Place, str]]:
     cause = err.__cause__
     if not isinstance(cause, ValidationError):
         return [((), str(err))]
-    found = [
-        (tuple(p for p in one["loc"] if p not in ALGORITHMS), explain_one(one))
-        for one in cause.errors()
-    ]
+    found = [(_place(one["loc"]), explain_one(one)) for one in cause.errors()]
     return list(dict.fromkeys(found))
+
+
+def _place(loc: Place) -> Place:
+    """Return where a finding is, without pydantic's tag of the algorithm's union."""
+    return tuple(
+        part
+        for before, part in itertools.pairwise((None, *loc))
+        if not (before == "algorithm" and part in ALGORITHMS)
+    )
 
 
 def explain(err: ValidationError) -> str:
@@ -316,11 +323,16 @@ def explain(err: ValidationError) -> str:
 
 def explain_one(problem: Any) -> str:
     """One of pydantic's findings as a sentence: key, rule, value."""
-    where = [str(p) for p in problem["loc"] if p not in ALGORITHMS]
+    where = [str(p) for p in _place(problem["loc"])]
     key = ".".join(where) or "configuration"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        if (kind := key.replace("_", "-")) in ALGORITHMS:
+            return (
+                f"`{key}` must not be a section of its own. Write `algorithm: "
+                f"{{kind: {kind}, …}}` in a file, or {key}.SETTING=VALUE after --set."
+            )
         return f"`{key}` is not a setting. Check its spelling in the docs."
     if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
         got = "nothing" if problem["input"] is None else shown(problem["input"])

@@ -15,6 +15,7 @@ from pipeline.sources.raw import READERS
 
 OWN = {"image-folder", "npz"}  # data of the user's own
 PACKED = (".tar.gz", ".tgz", ".tar", ".zip", ".npz")
+BY_SYSTEMS = {".ds_store", "thumbs.db", "desktop.ini"}  # put into folders unasked
 _CHUNK = re.compile(r"c(\.\d+)*")
 
 
@@ -91,6 +92,8 @@ def refuse_foreign(path: Path) -> None:
 
 
 def _is_ours(parts: tuple[str, ...]) -> bool:
+    if parts[-1].lower() in BY_SYSTEMS:
+        return True
     if len(parts) == 1:
         return parts[0] in {"zarr.json", *VARIABLES}
     inside = len(parts) == 2 and parts[0] in VARIABLES

@@ -38,6 +38,7 @@ from pipeline.sealed import (
 )
 
 MARKERS = ("complete", "content_sha256", "chunks", "variables")
+OF_A_RUN = {"run_id", "config"}  # attributes that no other store has
 REMEDY = "Train it again with --again, or restore the store from a copy."
 
 
@@ -174,8 +175,14 @@ def open_run(path: str | Path) -> xr.Dataset:
     ------
     FileNotFoundError — if there is nothing at ``path``.
     RunChanged — if the store has no completion marker or was changed.
+    ValueError — if it is a whole store of something else, such as data.
     """
     run = stored_run(Path(path))
+    if not run.attrs.keys() >= OF_A_RUN:
+        raise ValueError(
+            f"`run` must be a run that ndcao kept; got {path}, a Zarr store of "
+            "something else. See `ndcao runs`."
+        )
     try:
         run.store.check_metadata()
         ds: xr.Dataset = xr.open_zarr(run.store, consolidated=False, chunks=None).load()

@@ -79,7 +79,7 @@ def _dataset(layout: Layout, members: Members, notes: Notes) -> RawDataset:
         image_shape=first.shape,
         dtype=np.dtype(np.uint8),
         class_names=layout.classes,
-        source=f"image-folder: {members.where.name}{held}",
+        source=f"image-folder: {members.where.resolve().name}{held}",
         verified=False,
         reader=READERS["image-folder"],
         notes=notes,

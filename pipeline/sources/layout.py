@@ -24,6 +24,7 @@ DOCUMENTS = {
     *(".html", ".htm", ".pdf", ".db", ".ini", ".log", ".py", ".ipynb", ".mat"),
     *(".npy", ".npz", ".pkl", ".parquet", ".docx", ".xlsx", ".url"),
 }
+TEXTS = {"readme", "license", "licence", "copying", "notice", "credits"}  # no suffix
 _SHOWN = 5
 
 
@@ -151,7 +152,8 @@ def _leave_out(
     for name in others:
         path = PurePosixPath(name)
         folders = {path.parts[:n] for n in range(1, len(path.parts))}
-        if folders & inside and path.suffix.lower() not in DOCUMENTS:
+        beside = path.suffix.lower() in DOCUMENTS or path.name.lower() in TEXTS
+        if folders & inside and not beside:
             raise ValueError(
                 "`images` must be files that can be read (PNG, JPEG, BMP, GIF, TIFF, "
                 f"WebP, PPM); got another at {members.where}: {name}. Convert it, or "
@@ -170,7 +172,8 @@ def _numbered(
     if strange:
         raise ValueError(
             "`source` must have no class in test or val that train does not have; got "
-            f"{_some(strange)} at {members.where}. Correct the folders."
+            f"{_some(strange)} at {members.where}. Put the images of val and test into "
+            "folders named like those of train, or leave them out."
         )
     label = {name: index for index, name in enumerate(classes)}
     splits: dict[str, list[Sample]] = {}

@@ -150,7 +150,8 @@ def _of_folder(folder: Path) -> Members:
                 members.folders.add(name)
                 todo.append((Path(entry.path), f"{name}/", above | {here}))
             elif not entry.is_file():
-                kind = "a link to nothing" if entry.is_symlink() else "no regular file"
+                there = Path(entry.path).exists()
+                kind = "no regular file" if there else "a link to nothing"
                 raise _no_file(folder, name, kind)
             elif name in paths:
                 raise ValueError(

@@ -239,10 +239,15 @@ def _text(array: NpyArray) -> tuple[str, ...]:
 def _labels(array: NpyArray) -> np.ndarray:
     flat = array.shape[1:] in {(), (1,)}
     if array.dtype.kind not in "ui" or not array.shape or not flat:
+        save = "labels.astype('int64'), of one-hot labels labels.argmax(1)"
+        if array.dtype.kind in "US":
+            save = (
+                "y of class_names, y = numpy.unique(labels, return_inverse=True), "
+                "and class_names"
+            )
         raise ValueError(
             f"`labels` must be integers of shape (n,); got {array.dtype} of shape "
-            f"{array.shape} at {array.where}. Save labels.astype('int64'), of one-hot "
-            "labels labels.argmax(1)."
+            f"{array.shape} at {array.where}. Save {save}."
         )
     if array.shape[0] > MAX_SAMPLES:
         raise ValueError(

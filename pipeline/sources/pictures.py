@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.sources.notes import Notes
 from pipeline.sources.raw import MAX_IMAGE_BYTES
@@ -82,6 +82,11 @@ def decode(data: bytes, where: str, notes: Notes) -> Picture:
         raise ValueError(
             f"`images` must have at most {MAX_IMAGE_BYTES} bytes when decoded; got "
             f"many more at {where} ({err}). Make them smaller."
+        ) from err
+    except UnidentifiedImageError as err:
+        raise ValueError(
+            f"`images` must be whole image files; got {where}, which is none that can "
+            "be read. Replace or remove it."
         ) from err
     except Exception as err:  # Pillow's readers raise nearly anything over damage
         raise ValueError(

@@ -111,6 +111,8 @@ def test_run_config__comes_back_from_its_own_json() -> None:
     [
         ({"algorithm": "nd-coa"}, "`algorithm` must be one of nd-cao"),
         ({"sede": 1}, "`sede` is not a setting"),
+        ({"sgd": {"step_size": 1}}, "`sgd` must not be a section of its own. Write"),
+        ({"nd_cao": 3}, "`nd_cao` must not be a section of its own. Write"),
         ({"algorithm": {"widow": 3}}, "`algorithm.widow` is not a setting"),
         ({"seed": -1}, "`seed` is not valid"),
         ({"budget": {}}, "`budget` must set at least one"),
@@ -236,6 +238,7 @@ def test_load_config__a_missing_or_broken_file_is_named(tmp_path) -> None:
     ("text", "message"),
     [
         ("seed: 1\nwimdow: 2\n", "run.yaml:2: wimdow: is not a setting."),
+        ("seed: 1\nsgd:\n  step_size: 1\n", "run.yaml:2: sgd: must not be a section"),
         ("cluster:\nseed: 1\n", "run.yaml:1: cluster: must be a mapping of settings"),
         ("model:\n  hidden: [a]\n", "run.yaml:2: model.hidden[0]: is not valid"),
         ("algorithm:\n  kind: [1]\n", "run.yaml:1: algorithm: must be one of nd-cao"),

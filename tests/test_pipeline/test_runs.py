@@ -14,6 +14,7 @@ from blocks.algorithm import LossRecord
 from pipeline.data_store import open_store
 from pipeline.journal import Journal
 from pipeline.record import mean_staleness, scored_versions
+from pipeline.replay import replay
 from pipeline.runs import (
     evaluate_run,
     export_run,
@@ -21,6 +22,7 @@ from pipeline.runs import (
     list_runs,
     load_model,
     load_standardise,
+    open_run,
     summary,
 )
 from pipeline.train import train
@@ -94,6 +96,12 @@ def test_load_model__predicts_as_accurately_as_recorded(trained, digits) -> None
     assert accuracy(ds, load_model(ds), open_store(digits), "val") == pytest.approx(
         float(ds.val_accuracy[-1]), abs=1e-12
     )
+
+
+@pytest.mark.parametrize("use", [open_run, evaluate_run, replay])
+def test_open_run__a_data_store_is_no_run(digits, use) -> None:
+    with pytest.raises(ValueError, match=r"must be a run that ndcao kept; .*See `ndc"):
+        use(digits)
 
 
 def test_results__default_to_the_home_folder(trained, tmp_path, monkeypatch) -> None:

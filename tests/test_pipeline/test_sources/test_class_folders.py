@@ -123,6 +123,24 @@ def test_layout__a_file_of_a_class_that_is_no_image_is_refused(layout, name):
         layout(["a/0.png"], others=[f"a/{name}"])
 
 
+def test_layout__texts_that_come_with_data_are_left_out_and_said(layout):
+    found, notes = layout(["a/0.png", "b/0.png"], others=["a/README", "LICENSE"])
+    assert counts(found) == {"train": [1, 1]}
+    assert notes == ["Files that are no images, left out: 2, such as LICENSE."]
+
+
+def test_ingest__the_folder_in_which_one_stands_has_its_name(
+    tmp_path, as_folder, png, monkeypatch
+):
+    image = png(np.zeros((2, 2), np.uint8))
+    files = {f"{c}/{i}.png": image for c in "ab" for i in range(6)}
+    source = as_folder(tmp_path / "pets", files)
+    ingest("image-folder", source=source, store=tmp_path / "p.zarr")
+    monkeypatch.chdir(source)
+    again = ingest("image-folder", source=".", store=tmp_path / "p.zarr")
+    assert again.status == "identical"
+
+
 def test_layout__documents_and_hidden_files_are_left_out_and_said(layout):
     found, notes = layout(
         ["a/0.png", "b/0.png"],

@@ -76,6 +76,13 @@ def test_ingest__deletes_nothing_that_it_did_not_write(
     assert files(store) == before
 
 
+def test_ingest__does_not_mind_what_systems_put_into_folders(store, source):
+    for name in (".DS_Store", "train_image/Thumbs.db"):
+        (store / name).write_bytes(b"a view")
+    ingest("npz", source=source, store=store, limit_train=100, replace=True)
+    assert open_store(store).n_train + open_store(store).n_val == 100
+
+
 def test_ingest__deletes_nothing_that_came_while_it_worked(files, store, source):
     def progress(stage, done, total):
         (store / "results").mkdir(exist_ok=True)
