@@ -44,6 +44,7 @@ from pipeline.config import RunConfig
 from pipeline.data_store import DataStore, open_store
 from pipeline.device import prepare
 from pipeline.memory import keep_freed
+from pipeline.network_check import check_size
 from pipeline.scoring import Scored, score_shards
 from pipeline.standardise import Standardisation
 from pipeline.user_code import UserCode, check_here
@@ -156,6 +157,7 @@ class Context:
     def _initial_params(self) -> Tensor:
         if self.spec.params is None:
             return self.model.initial_params()
+        check_size(self.spec.run_id, len(self.spec.params), self.model.n_params)
         params = torch.empty(self.model.n_params)
         params.numpy()[...] = self.spec.params
         return params.to(self.device)

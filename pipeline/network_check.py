@@ -92,3 +92,18 @@ def read(text: str) -> dict[str, Any]:
             "from a copy."
         ) from err
     return found
+
+
+def check_size(run_id: str, kept: int, n_params: int) -> None:
+    """Refuse parameters that a network, as it is built now, has no place for.
+
+    Raises
+    ------
+    ValueError — if the network has another number of parameters than the run.
+    """
+    if kept != n_params:
+        raise ValueError(
+            f"`model` must build the network that {run_id} was trained with, of {kept} "
+            f"parameters; got one of {n_params}. Its code, or a file or variable that "
+            "it reads, has changed: put it back as it was, or train anew with --again."
+        )

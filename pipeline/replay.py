@@ -17,7 +17,7 @@ from pipeline.config import RunConfig
 from pipeline.context import Context, RunSpec
 from pipeline.executor import ScoreTask
 from pipeline.initial import initial_values
-from pipeline.network_check import answers
+from pipeline.network_check import answers, check_size
 from pipeline.own_data import data_of
 from pipeline.pack import host, tensor
 from pipeline.processors import several
@@ -61,6 +61,7 @@ def replay(
     config = RunConfig.model_validate_json(ds.attrs["config"])
     require(config, run_id, trust=trust, recorded=recorded_code(ds.attrs))
     context = _context(ds, config, results_folder(results))
+    check_size(run_id, ds.sizes["parameter"], context.model.n_params)
     params, losses_match = recompute(context, ds)
     digest = params_sha256(host(params))
     line = summary(ds)

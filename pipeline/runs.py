@@ -231,7 +231,7 @@ def load_model(
     from blocks.forward import FlatModel
     from pipeline.code_changes import changes_since
     from pipeline.config import RunConfig
-    from pipeline.network_check import answers
+    from pipeline.network_check import answers, check_size
     from pipeline.pack import tensor
     from pipeline.trust import require
     from pipeline.user_code import recorded_code
@@ -242,6 +242,7 @@ def load_model(
     require(config, ds.attrs["run_id"], trust=trust, recorded=recorded)
     own = config.model.name if is_dotted(config.model.name) else ""
     model = FlatModel(_bare_module(ds), user=own)
+    check_size(ds.attrs["run_id"], ds.sizes["parameter"], model.n_params)
     params = tensor(ds["params"].values)
     buffers = tensor(ds["buffers"].values) if "buffers" in ds else None
     shape = json.loads(ds.attrs["image_shape"])

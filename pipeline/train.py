@@ -60,6 +60,7 @@ from pipeline.running import check_blocks, opened, run
 from pipeline.runs import (
     checkpoint_path,
     find_run,
+    load_model,
     open_kept,
     results_folder,
     store_path,
@@ -145,7 +146,10 @@ def train(
     with _only(job.folder, job.spec.run_id):
         saved = None if again else _saved(job.folder, job.spec.run_id)
         if job.store.exists() and not again:
-            return _existing(job.store)
+            ds = _existing(job.store)
+            if own_names(config):  # says so if it computes something else by now
+                load_model(ds, trust=True)
+            return ds
         warnings = [] if again or saved else _of_older_versions(job)
         if old_data := older_reader(path):
             logger.warning(old_data)

@@ -367,6 +367,39 @@ def test_evaluate__of_code_that_reads_another_variable_says_so(
     assert "must score on its own data as recorded" in second
 
 
+def test_train__of_a_run_that_exists_says_what_reads_another_variable_by_now(
+    folder, own, tmp_path, monkeypatch, caplog
+) -> None:
+    reads = "SCALE = float(__import__('os').environ['OWN_SCALE'])"
+    net = NET.replace("import torch", f"import torch\n{reads}", 1)
+    net = net.replace("activation()", "nn.ReLU() if SCALE > 1 else activation()")
+    folder.write(own_net=net)
+    monkeypatch.setenv("OWN_SCALE", "1.0")
+    train(own(), results=tmp_path)
+    folder.anew()
+    assert train(own(), results=tmp_path).attrs["status"] == "exists"
+    assert "has changed" not in caplog.text
+    monkeypatch.setenv("OWN_SCALE", "2.0")
+    folder.anew()
+    assert train(own(), results=tmp_path).attrs["status"] == "exists"
+    assert "a file or variable that it reads, has changed" in caplog.text
+
+
+@pytest.mark.parametrize("how", [evaluate_run, replay, load_model])
+def test_code_that_builds_a_network_of_another_size__is_said(
+    how, folder, own, tmp_path, monkeypatch
+) -> None:
+    width = "import os\nWIDTH = int(os.environ['OWN_WIDTH'])"
+    net = NET.replace("from own_layers", f"{width}\nfrom own_layers")
+    folder.write(own_net=net.replace("width=5):", "width=WIDTH):"))
+    monkeypatch.setenv("OWN_WIDTH", "5")
+    store = train(own(), results=tmp_path).attrs["store"]
+    monkeypatch.setenv("OWN_WIDTH", "6")
+    folder.anew()
+    with pytest.raises(ValueError, match=r"^`model` must build the network that .* of"):
+        how(store)
+
+
 def test_train__names_the_run_of_before_ids_covered_the_code(
     folder, own, tmp_path
 ) -> None:
