@@ -19,7 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 def changes_since(
-    ds: xr.Dataset, config: RunConfig, network: nn.Module, now: dict[str, Any]
+    ds: xr.Dataset,
+    config: RunConfig,
+    network: nn.Module,
+    now: dict[str, Any],
+    *,
+    device: str = "",
 ) -> list[str]:
     """Say what has changed since a run was trained; each is also logged.
 
@@ -27,8 +32,11 @@ def changes_since(
     ----------
     network : as it is built now.
     now : what it answers with the run's parameters (``network_check.answers``).
+    device : where it answered; "" = where the settings say.
     """
-    found = [text for text in (_code(ds, config, network), _outputs(ds, now)) if text]
+    elsewhere = not same_platform(ds) or device not in ("", config.device)
+    texts = _code(ds, config, network), _outputs(ds, now, elsewhere)
+    found = [text for text in texts if text]
     if found and str(network)[:LONGEST] != ds.attrs.get("network", ""):
         found[-1] += f" The network is now {' '.join(str(network).split())[:300]}."
     for text in found:
@@ -52,11 +60,11 @@ def _code(ds: xr.Dataset, config: RunConfig, network: nn.Module) -> str:
     )
 
 
-def _outputs(ds: xr.Dataset, now: dict[str, Any]) -> str:
+def _outputs(ds: xr.Dataset, now: dict[str, Any], elsewhere: bool) -> str:
     if "network_outputs" not in ds.attrs:
         return ""
     recorded = read(ds.attrs["network_outputs"])
-    how = differ(recorded, now, elsewhere=not same_platform(ds))
+    how = differ(recorded, now, elsewhere=elsewhere)
     if not how:
         return ""
     return (

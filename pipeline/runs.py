@@ -247,7 +247,7 @@ def load_model(
     buffers = tensor(ds["buffers"].values) if "buffers" in ds else None
     shape = json.loads(ds.attrs["image_shape"])
     now = answers(model, params, buffers, tuple(shape))
-    changes_since(ds, config, model.module, now)
+    changes_since(ds, config, model.module, now, device=model.device.type)
     return model.to_module(params, buffers)
 
 

@@ -246,7 +246,13 @@ def _continued(
     run_id = saved["run_id"]
     data = json.loads(saved["config"])
     # A record keeps no options: values in it are not of ours, and may be commands.
-    data["cluster"] = moved(recorded(data["cluster"]), cluster)
+    place = data.get("cluster", {}) if isinstance(data, dict) else None
+    if not isinstance(place, dict):
+        raise ValueError(
+            f"`checkpoint` must hold a run's settings; got {saved['config'][:60]!r} in "
+            f"{checkpoint_path(folder, run_id)}. Train again with --again."
+        )
+    data["cluster"] = moved(recorded(place), cluster)
     config = validate_config(data)
     require_scheduler(config, run_id, cluster, trust=trust)
     require(config, run_id, trust=trust, recorded=recorded_code(saved))

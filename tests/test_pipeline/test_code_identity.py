@@ -542,3 +542,16 @@ def test_code_that_is_piped_in__has_no_file(tiny, monkeypatch) -> None:
     exec(NOTEBOOK, vars(piped))
     config = tiny(model={"name": "own_notebook:Net"}, loss="own_notebook:loss")
     assert code_of(config, None).modules.keys() == {"own_notebook"}
+
+
+def test_outputs_of_another_device__may_be_rounded_otherwise(sync_run, caplog) -> None:
+    ds = open_run(sync_run[0].attrs["store"])
+    found = json.loads(ds.attrs["network_outputs"])
+    found["outputs"][0][0] += 1e-3 * max(map(abs, found["outputs"][0]))
+    ds.attrs["network_outputs"] = json.dumps(found)
+    load_model(ds)
+    assert "must compute on a fixed batch" in caplog.text
+    caplog.clear()
+    ds.attrs["config"] = json.dumps(json.loads(ds.attrs["config"]) | {"device": "cuda"})
+    load_model(ds)
+    assert not caplog.text

@@ -267,6 +267,11 @@ def test_commands_in_a_checkpoints_cluster__are_not_run(state, tiny, tmp_path) -
         resume(path, trust=True)
 
 
+def test_a_checkpoint_whose_cluster_is_none__is_refused(state, tiny, tmp_path) -> None:
+    with pytest.raises(ValueError, match="`checkpoint` must hold a run's settings"):
+        resume(checkpoint_with([1], tiny, tmp_path))
+
+
 @pytest.mark.parametrize(
     "cluster",
     [
