@@ -10,11 +10,24 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults import parsers, report, stores, writers
+from tests.faults.report import Case
 
 PARTS = {"writers": writers.cases, "parsers": parsers.cases, "stores": stores.cases}
+SAID_S = 30.0  # between two words on how far it is
+
+
+def _said(part: str, cases: Iterator[Case]) -> Iterator[Case]:
+    """Yield the cases of a part, and say now and then how many there were."""
+    last = time.monotonic()
+    for number, case in enumerate(cases, start=1):
+        yield case
+        if time.monotonic() - last > SAID_S:
+            last = time.monotonic()
+            print(f"{part}: {number:,} cases so far", file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -31,7 +44,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="ndcao-faults-") as folder:
             os.environ["NDCAO_HOME"] = str(Path(folder) / "home")
             run = PARTS[part](Path(folder), options.jobs, options.sample, options.seed)
-            found = list(run)
+            found = list(_said(part, run))
         failed += report.failures(found, options.shown)
         print(report.table(found), flush=True)
         cases += found
