@@ -118,7 +118,7 @@ def combine_runs(paths: Iterable[str | Path], partial: bool = False) -> xr.Datas
             "`paths` must be complete run stores; got "
             + "; ".join(f"{path.name} ({why})" for path, why in refused)
             + ". Finish interrupted ones with `ndcao resume`, train damaged ones with "
-            "--again, or name others too and pass `partial=True`."
+            "--again, or leave them out (in Python `partial=True` does)."
         )
     return _combine(runs, [f"{path.name}: {why}" for path, why in refused])
 
