@@ -76,10 +76,10 @@ def _same_program(a: bytes, b: bytes) -> bool:
 def _check(name: str, module: types.ModuleType, source: bytes, file: Path) -> None:
     """Refuse a module whose functions or constants are not those of a source."""
     loader = getattr(module, "__loader__", None)
-    if type(loader) is not SourceFileLoader:
+    if not isinstance(loader, SourceFileLoader):
         return  # its code may have been rewritten on the way
     try:
-        written = _written(source, name)
+        written = _loadable(source, name, loader, file)
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         raise _changed(name, file, "its file is no Python any more") from None
@@ -106,13 +106,31 @@ def check_held(
     """
     for function in _functions(module, own=False):
         name = function.__module__
-        plain = type(function.__globals__.get("__loader__")) is SourceFileLoader
+        loader = function.__globals__.get("__loader__")
         made = function.__code__.co_filename.startswith("<")
-        if name == module.__name__ or name not in sources or made or not plain:
+        if name == module.__name__ or name not in sources or made:
             continue
-        if _shape(function.__code__) not in _written(sources[name], name):
+        if not isinstance(loader, SourceFileLoader):
+            continue
+        written = _loadable(sources[name], name, loader, files[name])
+        if _shape(function.__code__) not in written:
             what = f"`{module.__name__}` holds `{function.__qualname__}` of before"
             raise _changed(name, files[name], what)
+
+
+def _loadable(
+    source: bytes, name: str, loader: SourceFileLoader, file: Path
+) -> frozenset[Any]:
+    """Shapes of all code that a loader can have made of a source.
+
+    Tools put loaders of their own before every import (Prefect brings beartype's), and
+    most modules come through them as they are.
+    """
+    written = _written(source, name)
+    if type(loader) is SourceFileLoader or not bytecode_is_of(file, source):
+        return written
+    whole = loader.get_code(name)
+    return written if whole is None else written.union(_shapes(whole))
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import json
@@ -11,6 +12,7 @@ import threading
 import types
 import zipfile
 from dataclasses import replace
+from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 
 import pytest
 
@@ -71,6 +73,37 @@ class Folder:
             del sys.modules[name]
         importlib.invalidate_caches()
         drop_contexts()
+
+
+class PassingLoader(SourceFileLoader):
+    """A tool's loader that changes nothing, as beartype's, which Prefect brings."""
+
+
+class AddingLoader(SourceFileLoader):
+    """A tool's loader that puts something into every function."""
+
+    def source_to_code(self, data, path, *, _optimize=-1):
+        tree = ast.parse(data)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                node.body.insert(0, ast.parse("'added'.upper()").body[0])
+        return compile(ast.fix_missing_locations(tree), path, "exec")
+
+
+@pytest.fixture
+def loaded_by(monkeypatch):
+    """Whatever is imported from new folders goes through this loader first."""
+
+    def install(loader) -> None:
+        first = FileFinder.path_hook((loader, SOURCE_SUFFIXES))
+        monkeypatch.setattr(sys, "path_hooks", [first, *sys.path_hooks])
+
+    return install
+
+
+@pytest.fixture(params=[SourceFileLoader, PassingLoader])
+def any_loader(request, loaded_by) -> None:
+    loaded_by(request.param)
 
 
 @pytest.fixture
@@ -225,6 +258,7 @@ def test_run_id__of_built_in_models_does_not_look_at_code(tiny, tmp_path) -> Non
     ],
 )
 @pytest.mark.parametrize("looked", [False, True])
+@pytest.mark.usefixtures("any_loader")
 def test_an_edit_after_the_import__is_refused_by_name(
     looked, name, old, new, folder, own, tmp_path
 ) -> None:
@@ -240,11 +274,23 @@ def test_an_edit_after_the_import__is_refused_by_name(
     assert train(own(), results=tmp_path).attrs["status"] == "complete"
 
 
+@pytest.mark.usefixtures("any_loader")
 def test_a_constant_that_was_set_from_outside__is_refused(
     folder, own, tmp_path
 ) -> None:
     importlib.import_module("own_loss").SCALE = 5.0
     with pytest.raises(ValueError, match=r"`SCALE` is 5\.0 in this process and 1\.0"):
+        train(own(), results=tmp_path)
+
+
+def test_code_that_a_tool_rewrites_while_it_is_imported__is_taken_as_its_file(
+    loaded_by, folder, own, tmp_path
+) -> None:
+    loaded_by(AddingLoader)
+    assert train(own(), results=tmp_path).attrs["status"] == "complete"
+    file = folder.path / "own_loss.py"
+    file.write_text(LOSS.replace("-torch.log", "-100 * torch.log"))
+    with pytest.raises(ValueError, match=r"`own_loss` must be .* what its file says"):
         train(own(), results=tmp_path)
 
 
@@ -257,6 +303,7 @@ def test_an_edit_of_comments__in_the_same_process_changes_nothing(
     assert before.attrs["status"] == "complete"
 
 
+@pytest.mark.usefixtures("any_loader")
 def test_a_helper_that_alone_is_loaded_anew__is_refused(folder, own, tmp_path) -> None:
     train(own(), results=tmp_path)
     (folder.path / "own_layers.py").write_text(LAYERS.replace("Tanh", "ReLU"))
@@ -464,6 +511,7 @@ def test_code_of__reads_modules_in_an_archive(folder, tmp_path, monkeypatch) -> 
     assert found == hashlib.sha256(archive.read_bytes()).hexdigest()
 
 
+@pytest.mark.usefixtures("any_loader")
 def test_an_older_compiled_file_that_python_takes_for_the_source__is_noticed(
     folder, own, tmp_path, monkeypatch
 ) -> None:
