@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -83,7 +84,9 @@ def elsewhere():
     None where namespaces are not permitted (they need root and iproute2).
     """
     name, ours, theirs = f"ndcao{os.getpid()}", f"nd{os.getpid()}a", f"nd{os.getpid()}b"
-    host = "198.18.77.1"  # of a range that is kept for tests of networks
+    # Of a range that is kept for tests of networks; sessions side by side take others.
+    wire = ipaddress.ip_address("198.18.0.0") + os.getpid() % 2**15 * 4
+    host, other = f"{wire + 1}", f"{wire + 2}"
 
     def ip(*words):
         subprocess.run(["ip", *words], check=True, capture_output=True, timeout=30)
@@ -107,7 +110,7 @@ def elsewhere():
             ip("link", "set", theirs, "netns", name)
             ip("addr", "add", f"{host}/30", "dev", ours)
             ip("link", "set", ours, "up")
-            ip("-n", name, "addr", "add", "198.18.77.2/30", "dev", theirs)
+            ip("-n", name, "addr", "add", f"{other}/30", "dev", theirs)
             ip("-n", name, "link", "set", theirs, "up")
         except (OSError, subprocess.CalledProcessError):
             yield None

@@ -1,5 +1,6 @@
 """``ndcao experiment run`` with a Prefect server and a Dask cluster of its own."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -32,11 +33,9 @@ def until(ready, what):
     raise AssertionError(f"not within {LIMIT_S:g} s: {what}")
 
 
-@pytest.fixture(scope="module")
-def batch(tmp_path_factory):
-    """The command while it trains, behind a proxy that does not answer."""
-    home = tmp_path_factory.mktemp("alone")
-    (home / "batch.yaml").write_text(BATCH)
+@contextlib.contextmanager
+def started(home, *words):
+    """The command in a home of its own, behind proxies that do not answer."""
     proxies = {f"{name}_proxy": f"http://{NOBODY}" for name in ("http", "https")}
     environment = {
         **os.environ,
@@ -49,7 +48,7 @@ def batch(tmp_path_factory):
         environment.pop(name, None)
     with (home / "log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "experiment", "run", "batch.yaml"],
+            [sys.executable, "-m", "flows.cli", *words],
             cwd=home,
             env=environment,
             stdout=log,
@@ -58,14 +57,24 @@ def batch(tmp_path_factory):
 
     def trains():
         assert process.poll() is None, (home / "log").read_text()
-        return list(home.glob("results/alone/*.checkpoint.npz"))
+        kept = [*home.glob("results/*/*.checkpoint.npz")]
+        return kept or [*home.glob("results/*/*.zarr")]
 
     try:
-        until(trains, "a checkpoint")
+        until(trains, "a checkpoint, or a run")
         yield process
     finally:
         process.kill()
         process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    """A batch while it trains."""
+    home = tmp_path_factory.mktemp("alone")
+    (home / "batch.yaml").write_text(BATCH)
+    with started(home, "experiment", "run", "batch.yaml") as process:
+        yield process
 
 
 def api(process):
@@ -98,6 +107,18 @@ def test_batch__behind_proxies_it_reaches_its_own_servers(batch):
 
 def test_batch__nothing_of_it_answers_to_another_machine(batch, out_of_reach):
     out_of_reach(batch.pid)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["demo", "--seeds", "1"],
+        ["train", "-b", "steps=1000000", "--set", "checkpoint_every_s=0.1"],
+    ],
+)
+def test_commands__answer_to_no_other_machine(words, tmp_path, out_of_reach):
+    with started(tmp_path, *words) as process:
+        out_of_reach(process.pid)
 
 
 def test_batch__a_page_of_another_origin_may_do_nothing(batch):
