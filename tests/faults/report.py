@@ -50,4 +50,4 @@ def failures(cases: Iterable[Case], shown: int = SHOWN) -> list[str]:
 
 
 def _line(what: str, kind: str, numbers: Iterable[str]) -> str:
-    return f"{what:<28}{kind:<14}" + "".join(f"{number:>9}" for number in numbers)
+    return f"{what:<31}{kind:<14}" + "".join(f"{number:>9}" for number in numbers)
